@@ -1,0 +1,32 @@
+"""makeweight: a minimal Accelerate-powered trainer whose loop is open to plugins that get networks down to weight."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .artifact import Artifact, load, load_tensors
+    from .errors import MakeweightError, UsageError
+    from .hookspecs import hookimpl
+    from .trainer import Trainer
+
+__version__ = "0.1.0"
+__all__ = ["Artifact", "MakeweightError", "Trainer", "UsageError", "hookimpl", "load", "load_tensors"]
+
+_HOME = {
+    "Artifact": "artifact",
+    "MakeweightError": "errors",
+    "Trainer": "trainer",
+    "UsageError": "errors",
+    "hookimpl": "hookspecs",
+    "load": "artifact",
+    "load_tensors": "artifact",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when first asked for, so that `import makeweight` needs no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'makeweight' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

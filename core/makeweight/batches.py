@@ -1,0 +1,161 @@
+"""Batches of a data set: one indexing operation where it lies in memory, a DataLoader where it does not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sized
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from .augment import Augment
+from .errors import UsageError
+from .seeding import generator, mix, purpose, sample_noise
+
+ORDER, SAMPLE = purpose("order"), purpose("sample")
+
+
+class Tensors:
+    """A data set in memory: tensors of equal length, as a tuple (x, y) or as a mapping by name.
+
+    Where `augment` is given it is applied to the images (the first of the tuple) of each training batch.
+    """
+
+    def __init__(self, columns: tuple[Tensor, ...] | dict[str, Tensor], augment: Augment | None = None) -> None:
+        lengths = {len(column) for column in (columns.values() if isinstance(columns, dict) else columns)}
+        if len(lengths) != 1:
+            raise UsageError(f"tensors of a data set have lengths {sorted(lengths)}: expected one length")
+        self.columns, self.augment, self.length = columns, augment, lengths.pop()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        return self._each(lambda column: column[index])
+
+    def _each(self, function: Any) -> Any:
+        if isinstance(self.columns, dict):
+            return {name: function(column) for name, column in self.columns.items()}
+        return tuple(function(column) for column in self.columns)
+
+    def take(self, indices: Tensor) -> Any:
+        """The batch of these indices, int64 [B]."""
+        if isinstance(self.columns, dict):
+            return {name: column.index_select(0, indices) for name, column in self.columns.items()}
+        return [column.index_select(0, indices) for column in self.columns]
+
+    def to(self, device: torch.device) -> Tensors:
+        return Tensors(self._each(lambda column: column.to(device)), self.augment)
+
+    def subset(self, indices: Tensor) -> Tensors:
+        return Tensors(self._each(lambda column: column[indices]), self.augment)
+
+
+def as_dataset(data: Any, what: str) -> Tensors | Dataset[Any]:
+    """A data set from what people have: tensors, a TensorDataset, or anything with a length and items."""
+    if isinstance(data, Tensors):
+        return data
+    if isinstance(data, TensorDataset):
+        return Tensors(data.tensors)
+    if isinstance(data, (tuple, list)) and data and all(isinstance(column, Tensor) for column in data):
+        return Tensors(tuple(data))
+    if isinstance(data, Mapping) and data and all(isinstance(column, Tensor) for column in data.values()):
+        return Tensors(dict(data))
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return data
+    raise UsageError(f"{what} is a {type(data).__name__}: expected tensors, or a data set with a length and items")
+
+
+class _Seeded(Dataset[Any]):
+    """A data set whose every item is drawn with generators seeded by (seed, epoch, item), in whichever process."""
+
+    def __init__(self, data: Any, seed: int) -> None:
+        self.data, self.seed = data, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, index = key
+        seed = mix(self.seed, SAMPLE, epoch, index)
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed & 0xFFFFFFFF)
+        return self.data[index]
+
+
+class Batches:
+    """This process's share of the global batches of a data set, for training or in order for evaluation.
+
+    A training batch is cut evenly over processes and micro-batches; a last one that is short is dropped. Evaluation
+    sees every example exactly once over all processes. `epoch` counts over the whole run, and with `start` steps of
+    it are passed over: what comes is what would have come.
+    """
+
+    def __init__(self, data: Any, batch_size: int, device: torch.device, *, training: bool, accumulate: int = 1,
+                 seed: int = 0, rank: int = 0, processes: int = 1, workers: int = 0) -> None:  # fmt: skip
+        self.examples = len(cast(Sized, data))
+        parts = processes * accumulate
+        if training and batch_size % parts:
+            raise UsageError(
+                f"batch_size {batch_size}: expected a multiple of {parts} ({processes} processes x {accumulate} "
+                "micro-batches)"
+            )
+        if training and self.examples < batch_size:
+            raise UsageError(f"batch_size {batch_size}: expected at most the {self.examples} training examples")
+        self.data = data.to(device) if isinstance(data, Tensors) else data
+        self.device, self.training, self.seed = device, training, seed
+        self.rank, self.processes, self.workers = rank, processes, workers
+        self.batch_size, self.accumulate = batch_size, accumulate
+        self.local = batch_size // parts if training else batch_size
+        self.steps = self.examples // batch_size
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Any]]:
+        """The micro-batches of each optimizer step of an epoch, from step `start` on."""
+        order = torch.randperm(self.examples, generator=generator(self.seed, ORDER, epoch))
+        if isinstance(self.data, Tensors):
+            order = order.to(self.device)
+        here = order[: self.steps * self.batch_size].view(self.steps, self.processes, self.accumulate, self.local)
+        parts = here[start:, self.rank].flatten(0, 1)  # [steps * accumulate, local]
+        batches = self._fetch(parts, epoch)
+        for _ in range(self.steps - start):
+            yield [next(batches) for _ in range(self.accumulate)]
+
+    def in_order(self) -> Iterator[Any]:
+        """This process's examples, once, in order."""
+        mine = torch.arange(self.rank, self.examples, self.processes)
+        if isinstance(self.data, Tensors):
+            mine = mine.to(self.device)
+        yield from self._fetch(mine.split(self.local), 0)
+
+    def first(self) -> Any:
+        """The first examples of the data set as a micro-batch, the same in every process, without augmentation."""
+        first = torch.arange(min(self.local, self.examples), device=self.device)
+        return self.data.take(first) if isinstance(self.data, Tensors) else next(self._fetch([first], 0))
+
+    def _fetch(self, parts: Any, epoch: int) -> Iterator[Any]:
+        if isinstance(self.data, Tensors):
+            yield from self._take(parts, epoch)
+            return
+        keys = [[(epoch, index) for index in part.tolist()] for part in parts]
+        loader: DataLoader[Any] = DataLoader(
+            _Seeded(self.data, self.seed),
+            batch_sampler=keys,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=generator(self.seed, epoch),
+        )
+        for batch in loader:
+            yield send_to_device(batch, self.device, non_blocking=True)
+
+    def _take(self, parts: Any, epoch: int) -> Iterator[Any]:
+        augment = self.data.augment if self.training else None
+        for indices in parts:
+            batch = self.data.take(indices)
+            if augment is not None:
+                batch[0] = augment(batch[0], sample_noise(indices, 3, self.seed, SAMPLE, epoch))
+            yield batch

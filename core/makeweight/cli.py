@@ -1,0 +1,75 @@
+"""The command `trainer`: without a verb it trains; with one it does what the verb's entry point says."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, Protocol
+
+from .errors import MakeweightError, UsageError, did_you_mean
+from .plugins import COMMANDS, installed
+
+
+class Command(Protocol):
+    """A verb of `trainer`: a class in the entry-point group `makeweight.commands`. Its docstring is its help."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, arguments: argparse.Namespace) -> int | None: ...
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors for people are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} ('{self.prog} --help' says more)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `trainer` with these words, those of the process unless given. Returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words and not words[0].startswith("-"):
+            return run_verb(words[0], words[1:])
+        train(words)
+        return 0
+    except MakeweightError as error:
+        if isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0":
+            return error.exit_code  # the first process has said it
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        print(f"trainer: error: {error}{notes}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("trainer: interrupted", file=sys.stderr)
+        return 130
+
+
+def train(words: list[str]) -> None:
+    """Parse and run. torch is not imported before the command line is known to be right."""
+    from .arguments import parse
+
+    configuration = parse(words)
+    from .interrupt import Interrupted
+    from .run import run
+
+    try:
+        run(configuration)
+    except Interrupted as interrupted:
+        print(f"trainer: {interrupted}", file=sys.stderr)
+        raise SystemExit(interrupted.exit_code) from None
+
+
+def run_verb(verb: str, words: list[str]) -> int:
+    """Look up and run a verb. Raises UsageError for one that nothing brings."""
+    found = installed(COMMANDS)
+    if verb not in found:
+        raise UsageError(f"unknown verb {verb!r}: {did_you_mean(verb, found)}")
+    try:
+        command: Any = found[verb].load()()
+    except Exception as error:
+        raise UsageError(f"verb {verb!r} cannot be imported: {type(error).__name__}: {error}") from error
+    parser = Parser(prog=f"trainer {verb}", description=command.__doc__, allow_abbrev=False)
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(words)) or 0

@@ -1,0 +1,45 @@
+"""A model measured on a data set, every example counted once over all processes."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import nn
+
+from .batches import Batches
+from .task import Task, target_of
+
+
+def evaluate(model: nn.Module, batches: Batches, task: Task, accelerator: Accelerator | None = None) -> dict[str, float]:
+    """The mean of the task's metric and of its loss over the examples of `batches`.
+
+    With an accelerator it runs in the training's precision and its result is reduced over the processes.
+    """
+    training = model.training
+    sums = torch.zeros(3, dtype=torch.float64, device=batches.device)  # metric, loss, examples
+    measured = True
+    model.eval()
+    with torch.no_grad():
+        for batch in batches.in_order():
+            with accelerator.autocast() if accelerator else nullcontext():
+                output = task.forward(model, batch)
+            values = task.metric(output, target_of(batch))
+            measured = measured and values is not None
+            examples = len(next(iter(batch.values())) if hasattr(batch, "values") else batch[0])
+            total = values.double().sum() if values is not None else 0.0
+            sums += torch.tensor([total, task.loss(batch, output).double() * examples, examples], device=sums.device)
+    model.train(training)
+    if accelerator is not None and batches.processes > 1:
+        sums = accelerator.reduce(sums, "sum")
+    metric, loss, examples = sums.tolist()
+    return ({task.metric_name: metric / examples} if measured else {}) | {"loss": loss / examples}
+
+
+def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give every process the first one's buffers: batch norm's statistics differ by what each has seen."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer.clone()))

@@ -1,0 +1,63 @@
+"""Image folders: DIR/train/<class>/… beside DIR/test or DIR/val, in memory where they fit."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .data import Data
+from .errors import UsageError
+from .images import Images, resized
+
+MEMORY = 2 << 30
+"""bytes of float32 images of one split up to which it is held in memory"""
+
+
+def read_folder(root: Path, image_size: int | None, smallest: int) -> tuple[Data, int]:
+    """The splits of an image folder and their image size: `Images` where they fit in memory, else data sets of files.
+
+    Raises UsageError for a folder without images, and for splits whose classes differ.
+    """
+    train = _folder(root, "train")
+    tests = [name for name in ("test", "val") if (root / name).is_dir()]
+    if not tests:
+        raise UsageError(f"image folder {root}: expected test or val beside train")
+    splits = {"train": train, "test": _folder(root, tests[0])}
+    if "test" in tests and "val" in tests:
+        splits["validation"] = _folder(root, "val")
+    for name, split in splits.items():
+        if split.classes != train.classes:
+            odd = sorted(set(split.classes) ^ set(train.classes))[0]
+            raise UsageError(f"image folder {root}: train and {name} differ in class {odd!r}: expected the same classes")
+    size = image_size or max(smallest, min(Image.open(train.samples[0][0]).size))
+    largest = max(len(split) for split in splits.values())
+    if 3 * 4 * size * size * largest <= MEMORY:
+        splits = {name: _in_memory(split, size) for name, split in splits.items()}
+    return Data(**splits, num_classes=len(train.classes)), size
+
+
+def _folder(root: Path, split: str) -> Any:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        return ImageFolder(str(root / split))
+    except (FileNotFoundError, OSError) as error:
+        raise UsageError(f"image folder {root}: expected images in {split}/<class>/ there") from error
+
+
+def _in_memory(folder: Any, size: int) -> Images:
+    resize = resized(size)
+
+    def read(sample: tuple[str, int]) -> Tensor:
+        return resize(folder.loader(sample[0]))
+
+    pixels = torch.empty(len(folder.samples), 3, size, size, dtype=torch.uint8)
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+        for row, image in enumerate(pool.map(read, folder.samples, chunksize=64)):
+            pixels[row] = image
+    return Images(pixels, torch.tensor(folder.targets))

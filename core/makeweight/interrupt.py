@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM: the first one lets the step end and a checkpoint be written."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(Exception):  # noqa: N818  (it is no error)
+    """Training was interrupted and has saved its state. `exit_code` is what a shell expects: 128 + the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}: --resume goes on")
+        self.exit_code = 128 + number
+
+
+class Signals:
+    """While it is open `received` is the number of the first signal that came, 0 before; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = number

@@ -1,0 +1,54 @@
+"""Layers by glob, and the weight that the optimizer updates."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from .errors import UsageError, did_you_mean
+
+KINDS = (nn.Linear, nn.modules.conv._ConvNd)
+Value = TypeVar("Value")
+
+
+def layers(model: nn.Module, glob: str = "*", kinds: tuple[type, ...] = KINDS) -> dict[str, nn.Module]:
+    """The layers (every Linear and Conv unless `kinds` says otherwise) whose name matches, in the model's order.
+
+    Raises UsageError when there is none.
+    """
+    named = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    found = {name: module for name, module in named.items() if fnmatchcase(name, glob)}
+    if not found:
+        raise UsageError(f"no layer matches {glob!r}: {did_you_mean(glob, named)}")
+    return found
+
+
+def by_glob(model: nn.Module, value: Value | dict[str, Value], glob: str = "*") -> dict[str, Value]:
+    """What an option that is a value or a table by layer glob says for each layer: the last match holds.
+
+    A layer that no glob of the table matches is left out; a glob that matches no layer raises UsageError.
+    """
+    table = value if isinstance(value, dict) else {glob: value}
+    chosen = {name: each for pattern, each in table.items() for name in layers(model, pattern)}
+    return {name: chosen[name] for name in layers(model) if name in chosen}
+
+
+def leaf_weight(module: nn.Module) -> nn.Parameter:
+    """The weight that the optimizer updates: the one behind the parametrization where there is one."""
+    weight = module._parameters.get("weight")  # asking torch whether it is parametrized costs ten times as much
+    if weight is None:
+        weight = module.parametrizations["weight"].original  # type: ignore[index,union-attr,assignment]
+    assert weight is not None
+    return weight
+
+
+def multiply_accumulates(model: nn.Module, batch: torch.Tensor) -> int:
+    """Multiply-accumulates of one example: half of the floating-point operations that torch counts."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(batch[:1])
+    return counter.get_total_flops() // 2

@@ -1,0 +1,128 @@
+"""A training run from the command line: build, train, export, read back, report."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from time import perf_counter, strftime
+from typing import Any
+
+from accelerate import Accelerator
+
+from . import data as datasets
+from . import models, recipes
+from .arguments import Configuration
+from .artifact import is_export, load, load_any
+from .batches import Batches, as_dataset
+from .errors import UsageError
+from .evaluation import evaluate
+from .files import write_text
+from .options import Options
+from .report import print_plan, print_summary, write_report
+from .state import restore
+from .summary import export_summary
+from .task import Task
+from .trainer import Trainer
+
+
+def run(configuration: Configuration) -> dict[str, Any]:
+    """Train as configured, and write the run directory. Returns what summary.json holds, empty for a dry run."""
+    started = perf_counter()
+    options = configuration.options
+    models.check(options.model)
+    datasets.check(options.data)
+    task = Task.named(options.criterion, options.forward, options.metric)
+    out = run_directory(options, configuration.name)
+    accelerator = make_accelerator(options, out)
+    data = load_data(options, accelerator)
+    model = build_model(options, data)
+    trainer = Trainer(
+        model, data.train, data.validation, configuration.plugins, options=options, stages=configuration.stages,
+        task=task, out=out, resume=options.resume, accelerator=accelerator,
+    )  # fmt: skip
+    plan = trainer.set_up()
+    if options.dry_run:
+        print_plan(trainer.journal.console, configuration.resolved(), plan, trainer)
+        return {}
+    if accelerator.is_main_process:
+        write_text(out / "config.yaml", recipes.write(configuration.resolved()))
+    accelerator.init_trackers("makeweight", {key: str(value) for key, value in configuration.resolved().items()})
+    metrics = trainer.fit()
+    accuracy = trainer.evaluate(data.test)
+    artifact = trainer.export(out / "model.safetensors")
+    summary: dict[str, Any] = {}
+    if artifact is not None:
+        trainer.journal.say("reading the export back, and measuring it")
+        name = task.metric_name
+        summary = {
+            name: accuracy.get(name),
+            "loss": accuracy["loss"],
+            "seconds": round(perf_counter() - started, 3),
+            "steps": trainer.step,
+            "processes": accelerator.num_processes,
+            "plugins": list(configuration.plugins),
+            "model": options.model,
+            "data": options.data,
+            "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+            "metrics": metrics,
+        }
+        restored = load(out / "model.safetensors", trainer.fresh_model()).to(accelerator.device)
+        whole = Batches(as_dataset(data.test, "test"), trainer.test_batch_size, accelerator.device, training=False)
+        again = evaluate(restored, whole, task, accelerator)
+        summary["export"] = export_summary(out, artifact, trainer.model, again, name)
+        write_text(out / "summary.json", json_text(summary))
+        write_report(out)
+        print_summary(trainer.journal.console, summary, out)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return summary
+
+
+def run_directory(options: Options, name: str) -> Path:
+    """The run directory; one that holds a run already is refused unless it is to be resumed."""
+    if options.resume and options.out is None:
+        raise UsageError("--resume: name the run to go on with, --out runs/…")
+    out = Path(options.out or f"runs/{name}-{strftime('%Y%m%d-%H%M%S')}")
+    first = int(os.environ.get("RANK", 0)) == 0  # the other processes may come when it has begun to write
+    if first and not options.resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out}: there is something already: go on with --resume, or name another directory")
+    return out
+
+
+def make_accelerator(options: Options, out: Path) -> Accelerator:
+    """The accelerator in the precision and with the tracker of the options. Raises UsageError for what is not there."""
+    try:
+        accelerator = Accelerator(mixed_precision=options.precision, log_with=options.tracker, project_dir=out)
+    except ValueError as error:
+        what = f"--tracker {options.tracker}" if options.tracker else f"--precision {options.precision}"
+        raise UsageError(f"{what}: {str(error).splitlines()[0]}") from error
+    if options.tracker and not accelerator.log_with:
+        raise UsageError(f"--tracker {options.tracker}: it is not installed: pip install {options.tracker}")
+    return accelerator
+
+
+def load_data(options: Options, accelerator: Accelerator | None) -> datasets.Data:
+    """The data of a run; the first process comes first, in case that it is downloaded."""
+    with accelerator.main_process_first() if accelerator else nullcontext():
+        return datasets.load(
+            options.data, options.data_dir, image_size=options.image_size,
+            smallest=models.smallest_image(options.model), augment=options.augment, validation=options.validation,
+            seed=options.seed,
+        )  # fmt: skip
+
+
+def build_model(options: Options, data: datasets.Data) -> Any:
+    """The model of a run, with the weights it begins from."""
+    model = models.build(options.model, data.input_shape, data.num_classes, options.seed)
+    if options.weights is not None:
+        if is_export(options.weights):
+            return load(options.weights, model)
+        restore(model, load_any(options.weights), options.weights)
+    return model
+
+
+def json_text(value: Any) -> str:
+    import json
+
+    return json.dumps(value, indent=2) + "\n"

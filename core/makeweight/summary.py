@@ -1,0 +1,69 @@
+"""What an export weighs: whole files on disk, beside the same tensors uncoded."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from .artifact import Artifact
+from .state import exported_state
+
+CONTROL_LIMIT = 64 << 20
+"""bytes of dense float32 up to which zstd -19 is run as a control"""
+
+
+def export_summary(out: Path, written: Artifact, model: nn.Module, metrics: dict[str, float], metric: str) -> dict[str, Any]:
+    """The `export` table of summary.json; `metrics` are those of the file read back."""
+    path = out / "model.safetensors"
+    size = path.stat().st_size
+    dense = {name: tensor.cpu() for name, tensor in exported_state(model).items()}
+    plain = save({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in dense.items()})
+    return {
+        "path": path.name,
+        "bytes": size,
+        "dense_bytes": len(plain),
+        "ratio": round(len(plain) / size, 3),
+        metric: metrics.get(metric),
+        "loss": metrics["loss"],
+        "controls": controls(plain),
+        "tensors": [tensor_facts(name, tensor, written.sizes.get(name)) for name, tensor in dense.items()],
+    }
+
+
+def controls(plain: bytes) -> dict[str, int]:
+    """Bytes of the dense file under a general compressor at its hardest."""
+    if len(plain) > CONTROL_LIMIT:
+        return {}
+    import zstandard
+
+    return {"zstd -19": len(zstandard.ZstdCompressor(level=19, threads=-1).compress(plain))}
+
+
+def tensor_facts(name: str, tensor: torch.Tensor, coded: int | None = None) -> dict[str, Any]:
+    """A tensor's shape, density and weight; `coded` is the bytes it takes in the file where that is not its size."""
+    size = tensor.numel() * tensor.element_size() if coded is None else coded
+    count = max(tensor.numel(), 1)
+    return {
+        "name": name,
+        "shape": list(tensor.shape),
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "density": round(int(torch.count_nonzero(tensor)) / count, 6),
+        "bits_per_weight": round(8 * size / count, 4),
+        "bytes": size,
+    }
+
+
+def value_facts(tensor: torch.Tensor) -> dict[str, Any]:
+    """How many distinct bit patterns a tensor has, and their order-0 entropy in bits."""
+    widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    flat = tensor.contiguous().flatten()
+    patterns = flat.view(widths[flat.element_size()]) if flat.element_size() in widths and not flat.is_complex() else flat
+    counts = torch.unique(patterns, return_counts=True)[1].double()
+    shares = counts / max(float(counts.sum()), 1.0)
+    entropy = float(-(shares * shares.log2()).sum()) if len(counts) else 0.0
+    return {"distinct": len(counts), "entropy": round(entropy if not math.isclose(entropy, 0, abs_tol=1e-12) else 0.0, 4)}

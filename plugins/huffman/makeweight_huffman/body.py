@@ -1,0 +1,194 @@
+"""The blocks of one tensor under a plan; they are independent of each other, so threads may share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from makeweight_huffman import codes, neighbours, positions, runs, words
+from makeweight_huffman.bits import FormatError, read_varint, write_varint
+from makeweight_huffman.codebook import Codebook
+from makeweight_huffman.coder import FieldCoder, Places, Words, readonly
+from makeweight_huffman.model import CLASSES, DIVISORS
+from makeweight_huffman.plan import Plan
+from makeweight_huffman.streams import SLACK
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class BodyCoder:
+    """Writes and reads the blocks of a tensor.
+
+    Args:
+        plan: how.
+        size: the tensor's words.
+        columns: the words in each of its rows.
+    """
+
+    def __init__(self, plan: Plan, size: int, columns: int) -> None:
+        self.plan = plan
+        self.size = size
+        self._columns = columns
+        self._dtype = np.dtype(f"u{plan.width // 8}")
+        self._codebook = None if plan.codebook is None else Codebook(plan.codebook, self._dtype)
+        self._inner = self._dtype if self._codebook is None else self._codebook.dtype
+        self.coders = [FieldCoder(field, self._inner, self._meanings(field.alphabet)) for field in plan.fields]
+
+    def encode(self, tensor: Words, threads: int = 1) -> list[bytes]:
+        """The blocks of a tensor (size,), each one's length before all of them where there are several."""
+        blocks = list(in_order(lambda begin: self._encode_block(self._slice(tensor, begin)), self._begins(), threads))
+        index = b"".join(write_varint(len(block)) for block in blocks) if len(blocks) > 1 else b""
+        return [index, *blocks]
+
+    def decode(self, source: NDArray[np.uint8], at: int, limit: int, out: Words, threads: int = 1) -> None:
+        """Fill out (size,) with what source[at:limit] says.
+
+        Raises:
+            FormatError: when it is damaged.
+        """
+        ends = [limit]
+        if len(self._begins()) > 1:
+            sizes = []
+            for _ in self._begins():
+                size, at = read_varint(source.data, at)
+                sizes.append(size)
+            ends = list(accumulate(sizes, initial=at))[1:]
+            if ends[-1] != limit:
+                raise FormatError(f"the blocks of a tensor end at byte {ends[-1]}, not {limit}")
+        starts = [at, *ends]
+
+        def decode(number: int) -> None:
+            self._decode_block(source, starts[number], ends[number], self._slice(out, number * self.plan.block))
+
+        for _ in in_order(decode, range(len(ends)), threads):
+            pass
+
+    def _encode_block(self, block: Words) -> bytes:
+        block = aligned(block)
+        places, where, written = None, None, b""
+        if self.plan.sparse:
+            occupied, where = self.occupied(block)
+            places = self._places(where, block.size)
+            written = self._encode_positions(occupied, where)
+            block = block[where]
+        if self._codebook is not None:
+            block = self._codebook.indices(block)
+        return written + b"".join(coder.encode(block, places) for coder in self.coders)
+
+    def occupied(self, block: Words) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """Which words are not the background, (words,), and their places."""
+        assert self.plan.sparse
+        occupied, where = np.empty(block.size, np.uint8), np.empty(block.size, np.int32)
+        found = words.split(readonly(block), np.uint64(self.plan.sparse.background), occupied, where)
+        return occupied, where[:found]
+
+    def count_contexts(self, tensor: Words) -> NDArray[np.int64]:
+        """How often each symbol of the only field has neighbours of each sign: (CONTEXTS, symbols)."""
+        coder = self.coders[0]
+        counts = np.zeros((neighbours.CONTEXTS, codes.ALPHABET), np.int64)
+        for begin in self._begins():
+            block = aligned(self._slice(tensor, begin))
+            _, where = self.occupied(block)
+            places = self._places(where, block.size)
+            assert places, "contexts need a model"
+            values = block[where]
+            symbols = coder.symbols(values if self._codebook is None else self._codebook.indices(values))
+            np.add.at(counts, (coder.contexts(symbols, places), symbols), 1)
+        return counts[:, coder.alphabet_symbols]
+
+    def _encode_positions(self, occupied: NDArray[np.uint8], where: NDArray[np.int32]) -> bytes:
+        sparse = self.plan.sparse
+        assert sparse
+        lengths = np.empty(where.size + CLASSES, np.int32)
+        kinds = np.zeros(lengths.size, np.uint8)
+        if sparse.model is None:
+            used = runs.collect_gaps(where, occupied.size, lengths)
+        else:
+            classes = np.empty(occupied.size, np.uint8)
+            parameters = sparse.model.parameters()
+            positions.classify(occupied, self._columns, parameters, positions.SCORES, classes)
+            used = runs.collect_runs(occupied, classes, lengths, kinds)
+        lengths, kinds, divisors = lengths[:used], kinds[:used], DIVISORS[sparse.divisors]
+        quotients = int((lengths // np.maximum(divisors[kinds], 1)).sum())
+        out = np.empty((quotients + 32 * used) // 8 + 2 * SLACK, np.uint8)
+        return out[: runs.write_runs(lengths, kinds, divisors, out, 0)].tobytes()
+
+    def _decode_block(self, source: NDArray[np.uint8], at: int, limit: int, out: Words) -> None:
+        if limit < at or limit > source.size:
+            raise FormatError("a block ends outside the blob")
+        target = out if out.flags.aligned else np.empty_like(out)
+        values, places, where = target, None, None
+        if self.plan.sparse:
+            at, where = self._decode_positions(source, at, limit, target.size)
+            places = self._places(where, target.size)
+            values = np.empty(where.size, self._dtype)
+        inner = values if self._codebook is None else np.empty(values.size, self._inner)
+        for number, coder in enumerate(self.coders):
+            at = coder.decode(source, at, limit, places, number == 0, inner) if inner.size else at
+        if at != limit:
+            raise FormatError(f"{limit - at} bytes are left over at the end of a block")
+        if self._codebook is not None:
+            self._codebook.values(inner, values)
+        if self.plan.sparse:
+            target.fill(self.plan.sparse.background)
+            target[where] = values
+        if target is not out:
+            out[:] = target
+
+    def _decode_positions(
+        self, source: NDArray[np.uint8], at: int, limit: int, cells: int
+    ) -> tuple[int, NDArray[np.int32]]:
+        sparse = self.plan.sparse
+        assert sparse
+        where = np.empty(cells, np.int32)
+        divisors = DIVISORS[sparse.divisors]
+        if sparse.model is None:
+            at, found = runs.decode_gaps(source, at, limit, divisors[0], cells, where)
+        else:
+            occupied = np.empty(cells, np.uint8)
+            parameters = sparse.model.parameters()
+            at, found = positions.decode_positions(
+                source, at, limit, self._columns, parameters, positions.SCORES, divisors, occupied, where
+            )
+        if at < 0:
+            raise FormatError("the positions of a tensor are damaged")
+        return at, where[:found]
+
+    def _places(self, where: NDArray[np.int32], cells: int) -> Places | None:
+        model = self.plan.sparse.model if self.plan.sparse else None
+        return Places(where, cells, model.lag) if model else None
+
+    def _meanings(self, alphabet: NDArray[np.uint16] | None) -> Words | None:
+        if alphabet is None or not self.plan.has_contexts:
+            return None
+        if self.plan.codebook is None:
+            return alphabet.astype(self._dtype)
+        known = np.minimum(alphabet, len(self.plan.codebook) - 1)  # what lies beyond is refused when it occurs
+        return self.plan.codebook[known].astype(self._dtype)
+
+    def _begins(self) -> range:
+        return range(0, self.size, self.plan.block)
+
+    def _slice(self, tensor: Words, begin: int) -> Words:
+        return tensor[begin : begin + self.plan.block]
+
+
+def aligned(array: Words) -> Words:
+    """The array, or a copy where its items do not lie at multiples of their size."""
+    return array if array.flags.aligned else array.copy()
+
+
+def in_order(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
+    """function(item) of each item in turn, several at once where there are threads."""
+    if threads <= 1 or len(items) <= 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        yield from pool.map(function, items)

@@ -1,0 +1,47 @@
+"""Between the words of a tensor and their numbers in a codebook."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from makeweight_huffman import words
+from makeweight_huffman.bits import FormatError
+from makeweight_huffman.coder import Words, readonly
+
+
+class Codebook:
+    """Distinct words and the way back from each to its number.
+
+    Args:
+        values: (values,) uint64.
+        dtype: of the words.
+
+    `dtype` is that of the numbers: uint8 where it is enough, else uint16.
+    """
+
+    def __init__(self, values: NDArray[np.uint64], dtype: np.dtype[np.unsignedinteger]) -> None:
+        self.dtype: np.dtype[np.unsignedinteger] = np.dtype("u1" if len(values) <= 256 else "u2")
+        self._keys = values
+        self._values = values.astype(dtype)
+        self._slots: NDArray[np.int16] | None = None
+
+    def indices(self, block: Words) -> Words:
+        """The number of each word, (words,); all must be in the codebook."""
+        indices = np.zeros(block.size, self.dtype)
+        if len(self._keys) > 1:
+            if self._slots is None:
+                self._slots = words.slots_of(self._keys)
+            words.look_up(readonly(block), self._slots, self._keys, indices)
+        return indices
+
+    def values(self, indices: Words, out: Words) -> None:
+        """Undo `indices`: fill out (words,).
+
+        Raises:
+            FormatError: when a number is not below the codebook's length.
+        """
+        if len(self._keys) == 1:
+            out.fill(self._keys[0])
+        elif words.gather(indices, self._values, out) >= len(self._keys):
+            raise FormatError(f"an index is not below the codebook's length, {len(self._keys)}")

@@ -1,0 +1,84 @@
+"""Kernels for symbols whose Huffman code is chosen by the signs of the neighbours, at distance 1 and `lag`."""
+
+# mypy: disable-error-code="assignment, arg-type, return-value"
+# (In kernels, Python's and NumPy's integers are the same.)
+from __future__ import annotations
+
+import numpy as np
+
+from makeweight_huffman.codes import MAX_LENGTH
+from makeweight_huffman.compiled import kernel, store64
+from makeweight_huffman.streams import finish, peek
+
+CONTEXTS = 3  # the neighbours' signs add up to less than zero, to zero, to more
+
+
+@kernel
+def context_of(cell: int, lag: int, signs: np.ndarray) -> int:
+    """Which code a cell's symbol has, by the signs (int8, 0 for background) of the cells before."""
+    total = np.int64(signs[cell - 1]) if cell >= 1 else 0
+    if cell >= lag:
+        total += np.int64(signs[cell - lag])
+    return 1 + np.int64(total > 0) - np.int64(total < 0)
+
+
+@kernel
+def collect_contexts(
+    symbols: np.ndarray, positions: np.ndarray, lag: int, sign_of: np.ndarray, signs: np.ndarray, contexts: np.ndarray
+) -> None:
+    """Fill contexts (uint8) of the symbols (uint8) at `positions`; signs (int8, per cell) must be zero before.
+
+    sign_of: (256,) int8, the sign of each symbol's value.
+    """
+    for i in range(symbols.size):
+        contexts[i] = context_of(positions[i], lag, signs)
+        signs[positions[i]] = sign_of[symbols[i]]
+
+
+@kernel
+def encode_in_context(symbols: np.ndarray, contexts: np.ndarray, codes: np.ndarray, out: np.ndarray, at: int) -> int:
+    """Write the symbols in their contexts' codes; returns the byte after them. codes: (CONTEXTS, 256) uint32."""
+    word, count = np.uint64(0), np.uint64(0)
+    for i in range(symbols.size):
+        code = np.uint64(codes[contexts[i], symbols[i]])
+        word |= (code & np.uint64(0xFFFF)) << count
+        count += code >> np.uint64(16)
+        store64(out, at, word)
+        at += np.int64(count >> np.uint64(3))
+        word >>= count & np.uint64(0x38)
+        count &= np.uint64(7)
+    return at + np.int64(count > np.uint64(0))
+
+
+@kernel
+def decode_in_context(
+    source: np.ndarray,
+    at: int,
+    limit: int,
+    entries: np.ndarray,
+    first: np.ndarray,
+    positions: np.ndarray,
+    lag: int,
+    sign_of: np.ndarray,
+    signs: np.ndarray,
+    out: np.ndarray,
+) -> int:
+    """Undo encode_in_context: fill out (uint8); returns the byte after the stream, or -1 when it is damaged.
+
+    entries, first: (CONTEXTS, 2**MAX_LENGTH), as codes.decoding_table makes them; a code without symbols is all zeros.
+    """
+    window = np.uint64((1 << MAX_LENGTH) - 1)
+    position = 8 * at
+    for i in range(out.size):
+        if position > 8 * limit:
+            return -1
+        context = context_of(positions[i], lag, signs)
+        place = peek(source, position) & window
+        length = np.int64(first[context, place])
+        if length == 0:
+            return -1
+        symbol = np.uint8(entries[context, place] & np.uint32(0xFF))
+        out[i] = symbol
+        signs[positions[i]] = sign_of[symbol]
+        position += length
+    return finish(source, position, limit)

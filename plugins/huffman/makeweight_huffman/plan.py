@@ -1,0 +1,144 @@
+"""How one tensor is written: its representation, as the header of its body says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from makeweight_huffman.bits import BitReader, BitWriter, FormatError
+from makeweight_huffman.fields import Field, read_ascending, write_ascending
+from makeweight_huffman.model import CLASSES, Model, checked_divisor, read_divisors, write_divisors
+
+MAX_CODEBOOK = 1 << 12  # values
+DENSE_BLOCK, SPARSE_BLOCK = 1 << 18, 1 << 20  # words
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """The word that is left out, and how the places of the others are told.
+
+    model: None where all cells are of one class. divisors: (CLASSES,) numbers of Golomb divisors, 0 for unused classes.
+    """
+
+    background: int
+    model: Model | None
+    divisors: NDArray[np.int64]
+
+    def write(self, writer: BitWriter, width: int) -> None:
+        writer.bits(self.background != 0, 1)
+        if self.background:
+            writer.bits(self.background, width)
+        writer.bits(self.model is not None, 1)
+        if self.model is None:
+            writer.bits(int(self.divisors[0]), 7)
+        else:
+            self.model.write(writer)
+            write_divisors(writer, self.divisors)
+
+    @staticmethod
+    def read(reader: BitReader, width: int) -> Sparse:
+        background = reader.bits(width) if reader.bits(1) else 0
+        if reader.bits(1):
+            return Sparse(background, Model.read(reader), read_divisors(reader))
+        divisors = np.zeros(CLASSES, np.int64)
+        divisors[0] = checked_divisor(reader.bits(7))
+        return Sparse(background, None, divisors)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages from words to bits: leave the background out, look up in a codebook, cut into fields.
+
+    width: bits of a word. trailing: the low bits that are zero in all words but the background.
+    codebook: distinct words, ascending, (values,) uint64. fields: from the lowest bit up.
+    """
+
+    width: int
+    trailing: int
+    sparse: Sparse | None
+    codebook: NDArray[np.uint64] | None
+    fields: tuple[Field, ...]
+
+    @property
+    def block(self) -> int:
+        """The words in each block but the last."""
+        return SPARSE_BLOCK if self.sparse else DENSE_BLOCK
+
+    @property
+    def representation(self) -> str:
+        """In words, for people."""
+        if self.codebook is not None:
+            values = "constant" if len(self.codebook) == 1 else f"codebook of {len(self.codebook)}"
+        elif all(field.alphabet is None for field in self.fields):
+            values = "raw"
+        else:
+            coded = "+".join(f"{field.width}{'' if field.alphabet is None else 'h'}" for field in self.fields[::-1])
+            values = f"fields of {coded} bits" if len(self.fields) > 1 else "symbols"
+        return f"sparse, {values}" if self.sparse else values
+
+    def to_bytes(self) -> bytes:
+        """The header."""
+        writer = BitWriter()
+        writer.bits(self.sparse is not None, 1)
+        if self.sparse:
+            self.sparse.write(writer, self.width)
+        writer.bits(self.trailing > 0, 1)
+        if self.trailing:
+            writer.bits(self.trailing, 6)
+        writer.bits(self.codebook is not None, 1)
+        remaining = self.width - self.trailing
+        if self.codebook is not None:
+            writer.exp_golomb(len(self.codebook) - 1, 4)
+            write_ascending(writer, self.codebook >> np.uint64(self.trailing), remaining)
+            remaining = index_width(self.codebook)
+        for field in self.fields:
+            writer.bits(field.width == remaining, 1)
+            if field.width < remaining:
+                writer.bits(field.width - 1, 5)
+            remaining -= field.width
+            field.write_header(writer, self.has_contexts)
+        assert remaining == 0, f"the fields leave {remaining} bits"
+        return writer.to_bytes()
+
+    @property
+    def has_contexts(self) -> bool:
+        """Whether the field's code may depend on neighbours."""
+        return self.sparse is not None and self.sparse.model is not None and len(self.fields) == 1
+
+    @staticmethod
+    def read(source: memoryview, width: int) -> tuple[Plan, int]:
+        """The plan for words of `width` bits, and the bytes that its header takes.
+
+        Raises:
+            FormatError: when the header is damaged.
+        """
+        reader = BitReader(source)
+        sparse = Sparse.read(reader, width) if reader.bits(1) else None
+        trailing = reader.bits(6) if reader.bits(1) else 0
+        if trailing >= width:
+            raise FormatError(f"words of {width} bits cannot have {trailing} low bits that are zero")
+        codebook, remaining = None, width - trailing
+        if reader.bits(1):
+            count = reader.exp_golomb(4) + 1
+            if count > MAX_CODEBOOK:
+                raise FormatError(f"a codebook of {count} values is larger than {MAX_CODEBOOK}")
+            codebook = read_ascending(reader, count, remaining) << np.uint64(trailing)
+            remaining = index_width(codebook)
+        fields: list[Field] = []
+        shift = 0 if codebook is not None else trailing
+        while remaining:
+            whole = bool(reader.bits(1))
+            step = remaining if whole else reader.bits(5) + 1
+            if step > remaining - (not whole):
+                raise FormatError(f"a field of {step} bits does not fit the {remaining} that are left")
+            contexts = sparse is not None and sparse.model is not None and whole and not fields
+            fields.append(Field.read_header(reader, shift, step, contexts))
+            shift, remaining = shift + step, remaining - step
+        return Plan(width, trailing, sparse, codebook, tuple(fields)), reader.end()
+
+
+def index_width(codebook: NDArray[np.uint64]) -> int:
+    """The bits of an index into the codebook."""
+    return (len(codebook) - 1).bit_length()

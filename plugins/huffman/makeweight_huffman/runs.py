@@ -1,0 +1,158 @@
+"""Kernels for runs of background cells in Golomb codes."""
+
+# mypy: disable-error-code="assignment, arg-type, return-value"
+# (In kernels, Python's and NumPy's integers are the same.)
+from __future__ import annotations
+
+import numpy as np
+
+from makeweight_huffman.compiled import kernel, store64
+from makeweight_huffman.streams import finish, peek
+
+ONES = 32  # of a quotient written at once
+
+
+@kernel
+def remainder_bits(divisor: int) -> int:
+    """The bits of the longest remainder: log2 of the divisor, rounded up."""
+    bits = 0
+    while 1 << bits < divisor:
+        bits += 1
+    return bits
+
+
+@kernel
+def collect_runs(occupied: np.ndarray, classes: np.ndarray, runs: np.ndarray, kinds: np.ndarray) -> int:
+    """Fill runs (int32) and their classes (uint8) in the order in which a decoder asks for them; returns how many."""
+    current = np.full(256, -1)
+    used = 0
+    for i in range(occupied.size):
+        kind = classes[i]
+        if current[kind] < 0:
+            current[kind] = used
+            runs[used], kinds[used] = 0, kind
+            used += 1
+        if occupied[i]:
+            current[kind] = -1
+        else:
+            runs[current[kind]] += 1
+    return used
+
+
+@kernel
+def collect_gaps(positions: np.ndarray, cells: int, runs: np.ndarray) -> int:
+    """The same where all cells are of one class: runs from the positions of the occupied ones."""
+    begin = 0
+    for i in range(positions.size):
+        runs[i] = positions[i] - begin
+        begin = positions[i] + 1
+    if begin == cells:
+        return positions.size
+    runs[positions.size] = cells - begin
+    return positions.size + 1
+
+
+@kernel
+def cost_runs(runs: np.ndarray, kinds: np.ndarray, divisors: np.ndarray, costs: np.ndarray) -> None:
+    """Add up the bits of each class's runs under each divisor but number 0. costs: (classes, divisors) int64."""
+    for number in range(1, divisors.size):
+        divisor = divisors[number]
+        bits = remainder_bits(divisor)
+        short = (1 << bits) - divisor
+        for i in range(runs.size):
+            quotient = runs[i] // divisor
+            remainder = runs[i] - quotient * divisor
+            costs[kinds[i], number] += quotient + 1 + bits - np.int64(remainder < short and divisor > 1)
+
+
+@kernel
+def write_runs(runs: np.ndarray, kinds: np.ndarray, divisors: np.ndarray, out: np.ndarray, at: int) -> int:
+    """Write each run in its class's Golomb code; returns the byte after them.
+
+    A quotient in ones and a zero, then the remainder in truncated binary. `out` must hold 8 bytes more.
+    """
+    word, count = np.uint64(0), np.uint64(0)
+    for i in range(runs.size):
+        divisor = divisors[kinds[i]]
+        quotient = runs[i] // divisor
+        remainder = runs[i] - quotient * divisor
+        bits = remainder_bits(divisor)
+        short = (1 << bits) - divisor
+        while quotient >= 0:
+            ones = min(quotient, ONES)
+            word |= np.uint64((1 << ones) - 1) << count
+            count += np.uint64(ones + np.int64(quotient < ONES))
+            quotient = quotient - ONES if quotient >= ONES else -1
+            store64(out, at, word)
+            at += np.int64(count >> np.uint64(3))
+            word >>= count & np.uint64(0x38)
+            count &= np.uint64(7)
+        if divisor > 1:
+            if remainder < short:
+                word |= np.uint64(remainder) << count
+                count += np.uint64(bits - 1)
+            else:
+                remainder += short
+                word |= np.uint64((remainder >> 1) | ((remainder & 1) << (bits - 1))) << count
+                count += np.uint64(bits)
+        store64(out, at, word)
+        at += np.int64(count >> np.uint64(3))
+        word >>= count & np.uint64(0x38)
+        count &= np.uint64(7)
+    return at + np.int64(count > np.uint64(0))
+
+
+@kernel
+def read_run(source: np.ndarray, position: int, limit: int, divisor: int) -> tuple[int, int]:
+    """The run at bit `position`, and the bit after it, or -1 when it is damaged or has no code (divisor 0)."""
+    if divisor == 0:
+        return 0, -1
+    quotient = 0
+    word = peek(source, position)
+    available = 57
+    while word & np.uint64(1):
+        quotient += 1
+        position += 1
+        word >>= np.uint64(1)
+        available -= 1
+        if available < 24:  # a remainder has at most 21 bits
+            if position > 8 * limit:
+                return 0, -1
+            word = peek(source, position)
+            available = 57
+    position += 1
+    word >>= np.uint64(1)
+    run = quotient * divisor
+    if divisor > 1:
+        bits = remainder_bits(divisor)
+        short = (1 << bits) - divisor
+        head = np.int64(word & ((np.uint64(1) << np.uint64(bits - 1)) - np.uint64(1)))
+        position += bits - 1
+        if head < short:
+            run += head
+        else:
+            run += 2 * head + np.int64((word >> np.uint64(bits - 1)) & np.uint64(1)) - short
+            position += 1
+    return (run, position) if position <= 8 * limit else (run, -1)
+
+
+@kernel
+def decode_gaps(
+    source: np.ndarray, at: int, limit: int, divisor: int, cells: int, positions: np.ndarray
+) -> tuple[int, int]:
+    """Undo collect_gaps and write_runs: fill positions (int32).
+
+    Returns:
+        The byte after the stream, or -1 when it is damaged, and the number of positions.
+    """
+    position, found, i = 8 * at, 0, 0
+    while i < cells:
+        run, position = read_run(source, position, limit, divisor)
+        if position < 0 or run > cells - i:
+            return -1, 0
+        i += run
+        if i < cells:
+            positions[found] = i
+            found += 1
+            i += 1
+    return finish(source, position, limit), found

@@ -1,0 +1,143 @@
+"""One tensor, to bytes and back: its dtype's layout, the header of its body, and the blocks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from makeweight_huffman.bits import FormatError
+from makeweight_huffman.body import BodyCoder
+from makeweight_huffman.choice import candidate_plans
+from makeweight_huffman.coder import Words
+from makeweight_huffman.plan import Plan
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Of one dtype: bits of an element; bits of the words that it is coded in; those before a float's mantissa."""
+
+    element: int
+    word: int
+    sign_and_exponent: int = 0
+
+
+# The names are safetensors'. Their order is part of the format: a tensor's dtype is written as its number here.
+LAYOUTS = {
+    "BOOL": Layout(8, 8),
+    "U8": Layout(8, 8),
+    "I8": Layout(8, 8),
+    "F8_E4M3": Layout(8, 8),
+    "F8_E5M2": Layout(8, 8),
+    "F8_E8M0": Layout(8, 8),
+    "F8_E4M3FNUZ": Layout(8, 8),
+    "F8_E5M2FNUZ": Layout(8, 8),
+    "I16": Layout(16, 16),
+    "U16": Layout(16, 16),
+    "F16": Layout(16, 16, 6),
+    "BF16": Layout(16, 16, 9),
+    "I32": Layout(32, 32),
+    "U32": Layout(32, 32),
+    "F32": Layout(32, 32, 9),
+    "I64": Layout(64, 64),
+    "U64": Layout(64, 64),
+    "F64": Layout(64, 64, 12),
+    "C64": Layout(64, 32, 9),
+    "F4": Layout(4, 8),
+    "F6_E2M3": Layout(6, 8),
+    "F6_E3M2": Layout(6, 8),
+}
+DTYPES = list(LAYOUTS)
+MAX_RANK = 64  # dimensions, as many as NumPy and PyTorch allow
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What a blob says of a tensor besides its elements."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the elements."""
+        return math.prod(self.shape) * LAYOUTS[self.dtype].element // 8
+
+    @property
+    def num_words(self) -> int:
+        """Of the numbers that the elements are coded as."""
+        return self.num_bytes * 8 // LAYOUTS[self.dtype].word
+
+    @property
+    def columns(self) -> int:
+        """The words in a row, a row being all that shares the first index; of vectors, all."""
+        rows = self.shape[0] if len(self.shape) > 1 else 1
+        return max(1, self.num_words // max(1, rows))
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            FormatError: when the dtype is unknown, or no memory holds the shape.
+        """
+        if self.dtype not in LAYOUTS:
+            raise FormatError(f"tensor {self.name!r} has the dtype {self.dtype!r}, not one of {', '.join(DTYPES)}")
+        if len(self.shape) > MAX_RANK:
+            raise FormatError(f"tensor {self.name!r} has {len(self.shape)} dimensions, more than {MAX_RANK}")
+        if any(extent < 0 for extent in self.shape) or math.prod(filter(None, self.shape)) >= 1 << 60:
+            raise FormatError(f"tensor {self.name!r} has a shape that no memory holds: {self.shape}")
+        if math.prod(self.shape) * LAYOUTS[self.dtype].element % 8:
+            raise FormatError(f"tensor {self.name!r} of {self.dtype} does not fill whole bytes: shape {self.shape}")
+
+
+def encode_elements(tensor: Tensor, data: NDArray[np.uint8], threads: int = 1) -> list[bytes]:
+    """The body of a tensor, in parts. data: (bytes,), little-endian.
+
+    Raises:
+        FormatError: when the tensor cannot be, or the data are not of its size.
+    """
+    tensor.check()
+    if data.dtype != np.uint8 or data.shape != (tensor.num_bytes,):
+        raise FormatError(
+            f"tensor {tensor.name!r} has {data.size} bytes of {data.dtype}, not {tensor.num_bytes} of uint8"
+        )
+    if not tensor.num_words:
+        return []
+    layout = LAYOUTS[tensor.dtype]
+    elements = words_of(np.ascontiguousarray(data), layout.word)
+    best: list[bytes] = []
+    for plan in candidate_plans(elements, tensor.columns, layout.sign_and_exponent):
+        parts = [plan.to_bytes(), *BodyCoder(plan, tensor.num_words, tensor.columns).encode(elements, threads)]
+        if not best or size_of(parts) < size_of(best):
+            best = parts
+    return best
+
+
+def decode_elements(
+    tensor: Tensor, source: NDArray[np.uint8], at: int, limit: int, out: NDArray[np.uint8], threads: int = 1
+) -> None:
+    """Fill out (bytes,) with what the body source[at:limit] says.
+
+    Raises:
+        FormatError: when it is damaged.
+    """
+    if not tensor.num_words:
+        if at != limit:
+            raise FormatError(f"tensor {tensor.name!r} is empty but has {limit - at} bytes")
+        return
+    plan, taken = Plan.read(source[at:limit].data, LAYOUTS[tensor.dtype].word)
+    coder = BodyCoder(plan, tensor.num_words, tensor.columns)
+    coder.decode(source, at + taken, limit, words_of(out, plan.width), threads)
+
+
+def words_of(data: NDArray[np.uint8], width: int) -> Words:
+    """The same bytes as unsigned numbers of `width` bits."""
+    return data.view(np.dtype(f"<u{width // 8}"))
+
+
+def size_of(parts: list[bytes]) -> int:
+    """The bytes of all parts together."""
+    return sum(map(len, parts))

@@ -1,0 +1,128 @@
+"""Damaged blobs: the format's own error or a result within bounds; nothing else, soon, and in bounded memory."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from .helpers_codec import random_entry
+
+from makeweight_huffman.bits import FormatError, write_varint
+from makeweight_huffman.container import ALLOWANCE, EXPANSION, decode, describe, encode
+
+SECONDS = 2.0  # for one blob, at most
+MEMORY = 64 << 20  # bytes beyond what the blob may decode to
+
+
+def fuzz(blob: bytes, rounds: int, seed: int) -> int:
+    """Decode `rounds` mutations of a blob; returns how many were refused.
+
+    Raises:
+        AssertionError: when one takes too long, or decodes to more than it may. Other errors than FormatError pass on.
+    """
+    refused = 0
+    for mutation in mutations(blob, rounds, np.random.default_rng(seed)):
+        begin = time.perf_counter()
+        message = ""
+        try:
+            describe(mutation)
+            decoded = sum(data.size for _, _, _, data in decode(mutation))
+        except FormatError as error:
+            decoded, message = 0, str(error)
+        assert decoded <= EXPANSION * len(mutation) + ALLOWANCE
+        assert "\n" not in message
+        assert time.perf_counter() - begin < SECONDS, mutation.hex()
+        refused += bool(message)
+    return refused
+
+
+def mutations(blob: bytes, rounds: int, random: np.random.Generator) -> Iterator[bytes]:
+    """Bit flips, truncations, splices, and edits of the first bytes, where the headers are."""
+    for number in range(rounds):
+        mutation = bytearray(blob)
+        place, other = random.integers(0, len(blob), 2).tolist()
+        if number % 5 == 0:
+            mutation[place] ^= 1 << int(random.integers(8))
+        elif number % 5 == 1:
+            del mutation[place:]
+        elif number % 5 == 2:
+            mutation[place : place + int(random.integers(16))] = blob[other : other + int(random.integers(16))]
+        elif number % 5 == 3:
+            mutation[int(random.integers(min(64, len(blob))))] = int(random.integers(256))
+        else:
+            for spot in random.integers(0, len(blob), 4).tolist():
+                mutation[spot] = int(random.integers(256))
+        yield bytes(mutation)
+
+
+def small_blobs() -> list[bytes]:
+    """Blobs that use all representations."""
+    random = np.random.default_rng(0)
+    columns = random.random(50) ** 4
+    image = np.where(random.random((80, 50)) < columns, random.integers(1, 20, (80, 50)), 0).astype("<f4")
+    return [
+        encode([random_entry(seed, f"layer.{kind}", dtype, shape, kind, density) for kind in kinds])
+        for seed, dtype, shape, kinds, density in [
+            (907, "F32", (60, 50), ["few", "constant"], 0.1),
+            (907, "F32", (6000,), ["few", "floats"], 1),
+            (2, "BF16", (50, 100), ["floats", "few"], 0.3),
+            (3, "U8", (10_000,), ["few"], 1),
+            (5, "F64", (5, 6, 7), ["floats", "few", "uniform"], 0.5),
+            (299, "F32", (2, 5000), ["few"], 1),
+        ]
+    ] + [encode([("w", "F32", (80, 50), image.view(np.uint8).ravel())])]
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_mutations_are_refused_or_bounded(number: int) -> None:
+    blob = small_blobs()[number]
+    tracemalloc.start()
+    refused = fuzz(blob, rounds=700, seed=number)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refused > 100
+    assert peak < EXPANSION * len(blob) + MEMORY
+
+
+def test_every_truncation_is_refused() -> None:
+    for blob in small_blobs():
+        for end in range(0, len(blob), 1 + len(blob) // 200):
+            with pytest.raises(FormatError):
+                decode(blob[:end])
+        with pytest.raises(FormatError):
+            decode(blob + b"\0")
+
+
+def test_random_bytes_are_refused_or_bounded() -> None:
+    random = np.random.default_rng(0)
+    for size in range(2000):
+        fuzz(b"\1\1\0\1w" + random.bytes(1 + size % 100), 1, size)
+
+
+def test_promises_are_refused_before_memory_is_taken() -> None:
+    for shape in [(1 << 40,), (1 << 62, 1 << 62), (0, 1 << 62, 1 << 62), (1 << 30, 1 << 30)]:
+        blob = b"\1\1\0\1w" + bytes([14 | len(shape) << 5]) + b"".join(map(write_varint, shape)) + b"\1\0"
+        tracemalloc.start()
+        with pytest.raises(FormatError):
+            decode(blob)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+
+
+def test_names_that_share_do_not_multiply() -> None:
+    name = b"n" * 60_000
+    again = write_varint(len(name)) + b"\1x" + b"\x21\0\0"
+    blob = b"\1" + write_varint(1000) + b"\0" + write_varint(len(name)) + name + b"\x21\0\0" + again * 999
+    with pytest.raises(FormatError, match="shares 60000 bytes"):
+        decode(blob)
+
+
+def test_rows_of_less_than_a_word_are_refused_or_decoded() -> None:
+    entry = ("w", "F6_E2M3", (80, 1), np.array([0, 1, 0, 0, 2, 0] * 10, np.uint8))  # six words, eight rows, ten times
+    assert np.array_equal(decode(encode([entry]))[0][3], entry[3])
+    sparse = np.zeros(6000, np.uint8)
+    sparse[::7] = np.arange(858) % 5
+    assert np.array_equal(decode(encode([("w", "F6_E2M3", (8000, 1), sparse)]))[0][3], sparse)

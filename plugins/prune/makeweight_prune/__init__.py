@@ -1,0 +1,5 @@
+"""Magnitude pruning for makeweight."""
+
+from .plugin import Prune
+
+__all__ = ["Prune"]
