@@ -136,7 +136,7 @@ def _check_keys(recipe: Mapping[str, Any], classes: Mapping[str, type], where: s
 def _check_key(path: list[str], classes: Mapping[str, type], where: str, known: set[str]) -> None:
     shown = dashed(".".join(path)) if where == "--" else f"{where}{'.'.join(path)}"
     if path[0] in classes and len(path) > 1:
-        options = {field.name for field in fields(classes[path[0]]) if field.init}  # type: ignore[arg-type]
+        options = {field.name for field in fields(classes[path[0]]) if field.init}
         if path[1].split(".")[0] not in options:
             raise UsageError(f"{shown}: plugin {path[0]!r} has no such option: {did_you_mean(path[1], options)}")
     elif path[0] in classes:

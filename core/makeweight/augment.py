@@ -10,7 +10,9 @@ Augment = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(images [B, C, H, W], noise [B, 3] uniform in [0, 1)) → images of the same shape."""
 
 
-def shift(images: torch.Tensor, noise: torch.Tensor, fraction: float = 0.1, fill: torch.Tensor | None = None) -> torch.Tensor:
+def shift(
+    images: torch.Tensor, noise: torch.Tensor, fraction: float = 0.1, fill: torch.Tensor | None = None
+) -> torch.Tensor:
     """Move each image by up to `fraction` of its size, in whole pixels; what comes in from outside is `fill` [C]."""
     height, width = images.shape[-2:]
     rows, inside_rows = _moved(noise[:, 0], height, fraction)  # [B, H]

@@ -92,9 +92,7 @@ def load(path: Path) -> dict[str, Any]:
                 raise MakeweightError(f"checkpoint {path} is damaged: {name} does not match the manifest")
         names = [name.removesuffix(".json") for name in hashes if name.endswith(".json")]
         return {
-            name: join_tensors(
-                json.loads((path / f"{name}.json").read_text()), load_file(path / f"{name}.safetensors")
-            )
+            name: join_tensors(json.loads((path / f"{name}.json").read_text()), load_file(path / f"{name}.safetensors"))
             for name in names
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

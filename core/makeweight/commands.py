@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
+from .console import console, print_table
 from .errors import UsageError
 from .plugins import COMMANDS, distribution, installed
+
+if TYPE_CHECKING:
+    from .arguments import Configuration
 
 
 class Plugins:
@@ -18,9 +21,6 @@ class Plugins:
         del parser
 
     def run(self, arguments: argparse.Namespace) -> None:
-        from .report import print_table
-
-        console = Console(highlight=False)
         verbs: dict[str, list[str]] = {}
         for verb, entry in installed(COMMANDS).items():
             verbs.setdefault(distribution(entry), []).append(verb)
@@ -29,18 +29,18 @@ class Plugins:
              (entry.dist.metadata["Summary"] or "") if entry.dist else ""]
             for name, entry in installed().items()
         ]  # fmt: skip
-        print_table(console, ["plugin", "distribution", "verbs", "what it is"], rows)
+        print_table(console(), ["plugin", "distribution", "verbs", "what it is"], rows, numbers=False)
 
 
 class Inspect:
-    """Show each tensor of any safetensors file: shape, density, distinct values, entropy, bits and share of the file."""
+    """Show the tensors of any safetensors file: shape, density, distinct values, entropy, bits, share of the file."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("file", type=Path, help="an export, or any safetensors file")
 
     def run(self, arguments: argparse.Namespace) -> None:
         from .artifact import Artifact, decode, is_export, load_any, read
-        from .report import percent, print_table
+        from .report import percent, shape_text
         from .summary import tensor_facts, value_facts
 
         path: Path = arguments.file
@@ -49,14 +49,15 @@ class Inspect:
         rows = []
         for name, tensor in artifact.tensors.items():
             facts = tensor_facts(name, tensor, artifact.sizes.get(name)) | value_facts(tensor)
-            rows.append([name, "x".join(map(str, facts["shape"])) or "scalar", facts["dtype"], percent(facts["density"]),
-                         f"{facts['distinct']:,}", f"{facts['entropy']:.2f}", f"{facts['bits_per_weight']:.2f}",
-                         f"{facts['bytes']:,}", percent(facts["bytes"] / size)])  # fmt: skip
+            rows.append([
+                name, shape_text(facts["shape"]), facts["dtype"], percent(facts["density"]), f"{facts['distinct']:,}",
+                f"{facts['entropy']:.2f}", f"{facts['bits_per_weight']:.2f}", f"{facts['bytes']:,}",
+                percent(facts["bytes"] / size),
+            ])  # fmt: skip
         header = ["tensor", "shape", "dtype", "density", "distinct", "entropy", "bits", "bytes", "share"]
-        console = Console(highlight=False)
-        print_table(console, header, rows)
+        print_table(console(), header, rows)
         plugins = f", written with {', '.join(artifact.metadata)}" if artifact.metadata else ""
-        console.print(f"{path}: {size:,} bytes, {len(rows)} tensors{plugins}", markup=False)
+        print(f"{path}: {size:,} bytes, {len(rows)} tensors{plugins}")
 
 
 class Evaluate:
@@ -92,9 +93,10 @@ class Evaluate:
             print(f"{name} {percent(value) if name == 'accuracy' else f'{value:.5g}'}")
         print(f"{len(data.test):,} examples, {arguments.file.stat().st_size:,} bytes")
 
-    def configuration(self, arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
+    def configuration(self, arguments: argparse.Namespace) -> Configuration:
         """The options under which the file was made. What lies beside it is a file from somewhere, not a command:
-        code that it names is run only when its recipe is named on the command line."""
+        code that it names is run only when its recipe is named on the command line.
+        """
         from .arguments import parse
 
         beside = arguments.file.parent / "config.yaml"
@@ -121,4 +123,4 @@ class Report:
         from .report import print_summary, read_run, write_report
 
         write_report(arguments.run)
-        print_summary(Console(highlight=False), read_run(arguments.run)[0], arguments.run)
+        print_summary(console(), read_run(arguments.run)[0], arguments.run)

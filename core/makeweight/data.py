@@ -146,7 +146,7 @@ def _from_reference(name: str) -> Data:
         if not (isinstance(result, tuple) and len(result) in (2, 3)):
             raise UsageError(f"data set {name} gave a {type(result).__name__}: expected (train, test) or a Data")
         result = Data(result[0], result[-1], result[1] if len(result) == 3 else None)
-    splits = {
+    splits: dict[str, Any] = {
         split: as_dataset(value, f"{split} of {name}")
         for split in ("train", "validation", "test")
         if (value := getattr(result, split)) is not None

@@ -27,10 +27,14 @@ def check_equal(accelerator: Accelerator, what: str, tensors: Mapping[str, Tenso
     import xxhash
 
     hashes = [
-        xxhash.xxh3_64_intdigest(tensor.detach().cpu().contiguous().view(torch.uint8).numpy()) >> 1
+        xxhash.xxh3_64_intdigest(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data) >> 1
         for tensor in tensors.values()
     ]
-    gathered = accelerator.gather(torch.tensor([hashes], dtype=torch.int64, device=accelerator.device))  # [processes, n]
+    gathered = accelerator.gather(
+        torch.tensor([hashes], dtype=torch.int64, device=accelerator.device)
+    )  # [processes, n]
     for name, column in zip(tensors, gathered.T, strict=True):
         if len(column.unique()) > 1:
-            raise MakeweightError(f"{what} of {name} differ between processes: this should not happen, please report it")
+            raise MakeweightError(
+                f"{what} of {name} differ between processes: this should not happen, please report it"
+            )

@@ -13,7 +13,9 @@ from .batches import Batches
 from .task import Task, target_of
 
 
-def evaluate(model: nn.Module, batches: Batches, task: Task, accelerator: Accelerator | None = None) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, batches: Batches, task: Task, accelerator: Accelerator | None = None
+) -> dict[str, float]:
     """The mean of the task's metric and of its loss over the examples of `batches`.
 
     With an accelerator it runs in the training's precision and its result is reduced over the processes.

@@ -33,7 +33,9 @@ def read_folder(root: Path, image_size: int | None, smallest: int) -> tuple[Data
     for name, split in splits.items():
         if split.classes != train.classes:
             odd = sorted(set(split.classes) ^ set(train.classes))[0]
-            raise UsageError(f"image folder {root}: train and {name} differ in class {odd!r}: expected the same classes")
+            raise UsageError(
+                f"image folder {root}: train and {name} differ in class {odd!r}: expected the same classes"
+            )
     size = image_size or max(smallest, min(Image.open(train.samples[0][0]).size))
     largest = max(len(split) for split in splits.values())
     if 3 * 4 * size * size * largest <= MEMORY:

@@ -17,7 +17,7 @@ class Interrupted(Exception):  # noqa: N818  (it is no error)
 
 
 class Signals:
-    """While it is open `received` is the number of the first signal that came, 0 before; a second one interrupts at once."""
+    """`received` is the number of the first signal that came while it is open; a second one interrupts at once."""
 
     def __init__(self) -> None:
         self.received = 0

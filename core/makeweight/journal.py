@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .console import console
 from .files import write_text
 
 
@@ -21,7 +21,7 @@ class Journal:
         self.main = accelerator.is_main_process
         self.accelerator = accelerator
         self.path = None if out is None or not self.main else out / "metrics.jsonl"
-        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=not self.main)
+        self.console = console(quiet=not self.main)
         self.bar: Progress | None = None
 
     def say(self, text: str) -> None:

@@ -10,11 +10,11 @@ from torch import nn
 
 from .errors import UsageError, did_you_mean
 
-KINDS = (nn.Linear, nn.modules.conv._ConvNd)
+KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.modules.conv._ConvNd)
 Value = TypeVar("Value")
 
 
-def layers(model: nn.Module, glob: str = "*", kinds: tuple[type, ...] = KINDS) -> dict[str, nn.Module]:
+def layers(model: nn.Module, glob: str = "*", kinds: tuple[type[nn.Module], ...] = KINDS) -> dict[str, nn.Module]:
     """The layers (every Linear and Conv unless `kinds` says otherwise) whose name matches, in the model's order.
 
     Raises UsageError when there is none.
@@ -40,7 +40,7 @@ def leaf_weight(module: nn.Module) -> nn.Parameter:
     """The weight that the optimizer updates: the one behind the parametrization where there is one."""
     weight = module._parameters.get("weight")  # asking torch whether it is parametrized costs ten times as much
     if weight is None:
-        weight = module.parametrizations["weight"].original  # type: ignore[index,union-attr,assignment]
+        weight = module.parametrizations["weight"].original  # type: ignore[index,union-attr]
     assert weight is not None
     return weight
 

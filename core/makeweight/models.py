@@ -49,6 +49,7 @@ class LeNet5(nn.Module):
 OWN: dict[str, Callable[..., nn.Module]] = {"lenet300": LeNet300, "lenet5": LeNet5}
 SMALLEST = {"lenet300": 1, "lenet5": 28}
 SMALLEST_OTHER = 32
+CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
 
 def smallest_image(name: str) -> int:
@@ -117,8 +118,8 @@ def with_input_channels(model: nn.Module, in_channels: int) -> nn.Module:
     for name, conv in model.named_modules():
         if isinstance(conv, nn.Conv2d):
             if conv.in_channels != in_channels:
-                fresh = nn.Conv2d(in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
-                                  conv.dilation, conv.groups, conv.bias is not None, conv.padding_mode)  # type: ignore[arg-type]  # fmt: skip
+                settings: Any = {key: getattr(conv, key) for key in CONVOLUTION}
+                fresh = nn.Conv2d(in_channels, conv.out_channels, bias=conv.bias is not None, **settings)
                 model.set_submodule(name, fresh)
             break
     return model

@@ -23,7 +23,7 @@ class StageOptions:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """update rule; sgd is with Nesterov momentum"""
     lr: float | None = None
-    """learning rate at its highest; 0.05 with sgd and 0.001 with adamw unless given"""
+    """learning rate at its highest; 0.03 with sgd and 0.001 with adamw unless given"""
     momentum: float = 0.9
     """momentum of sgd"""
     weight_decay: float = 1e-4
@@ -49,7 +49,7 @@ class StageOptions:
 
     @property
     def peak_lr(self) -> float:
-        return self.lr if self.lr is not None else {"sgd": 0.05, "adamw": 0.001}[self.optimizer]
+        return self.lr if self.lr is not None else {"sgd": 0.03, "adamw": 0.001}[self.optimizer]
 
 
 @dataclass

@@ -38,7 +38,7 @@ def build_parser(classes: Mapping[str, type]) -> ArgumentParser:
 def _add_options(group: Any, cls: type, prefix: str) -> None:
     hints = get_type_hints(cls)
     helps = {name: text for base in reversed(cls.__mro__[:-1]) for name, text in _helps(base).items()}
-    for field in fields(cls):  # type: ignore[arg-type]
+    for field in fields(cls):
         if not field.init:
             continue
         flag: dict[str, Any] = {"nargs": "?", "const": True} if hints[field.name] is bool else {}

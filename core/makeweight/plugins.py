@@ -11,7 +11,7 @@ from typing import Any
 import pluggy
 
 from . import hookspecs
-from .errors import MakeweightError, UsageError, did_you_mean
+from .errors import UsageError, did_you_mean
 
 GROUP = "makeweight"
 COMMANDS = "makeweight.commands"
@@ -71,7 +71,9 @@ def check_hooks(cls: type, where: str) -> None:
     if not hooks:
         raise UsageError(f"{where}: {cls.__name__} has no hook: choose from {', '.join(specs)}")
     if cls.__eq__ is not object.__eq__:
-        raise UsageError(f"{where}: {cls.__name__} must be a dataclass with eq=False, or two equal ones could not register")
+        raise UsageError(
+            f"{where}: {cls.__name__} must be a dataclass with eq=False, or two equal ones could not register"
+        )
 
 
 def _specs() -> dict[str, Any]:

@@ -29,7 +29,9 @@ def read(path: Path) -> dict[str, Any]:
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise UsageError(f"recipe {path} is not YAML: {getattr(error, 'problem', None) or 'unreadable'}{where}") from error
+        raise UsageError(
+            f"recipe {path} is not YAML: {getattr(error, 'problem', None) or 'unreadable'}{where}"
+        ) from error
     if not isinstance(recipe, dict):
         raise UsageError(f"recipe {path} holds a {type(recipe).__name__}: expected a table of options, 'epochs: 10'")
     return underscored(recipe)
@@ -58,4 +60,3 @@ def underscored(recipe: Mapping[Any, Any]) -> dict[str, Any]:
         elif isinstance(value, dict):
             result[key] = level(value)
     return result
-

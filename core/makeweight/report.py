@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
+from .console import print_table
 from .errors import MakeweightError
+from .files import write_text
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f} %"
+
+
+def shape_text(shape: list[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def sizes(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -37,21 +42,11 @@ def sizes(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def tensor_rows(tensors: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """The table of tensors: header and rows."""
     rows = [
-        [row["name"], "x".join(map(str, row["shape"])) or "scalar", row["dtype"], percent(row["density"]),
+        [row["name"], shape_text(row["shape"]), row["dtype"], percent(row["density"]),
          f"{row['bits_per_weight']:.2f}", f"{row['bytes']:,}"]
         for row in tensors
     ]  # fmt: skip
     return ["tensor", "shape", "dtype", "density", "bits per weight", "bytes"], rows
-
-
-def print_table(console: Console, header: list[str], rows: list[list[str]], title: str | None = None) -> None:
-    """A table, its first column to the left and the others to the right."""
-    table = Table(title=title, title_justify="left")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 def print_summary(console: Console, summary: dict[str, Any], out: Path) -> None:
@@ -75,8 +70,6 @@ def print_plan(console: Console, resolved: dict[str, Any], plan: dict[str, str |
 
 def write_report(out: Path) -> Path:
     """Write report.html of a run directory from its summary.json and metrics.jsonl; one file, with nothing to fetch."""
-    from .files import write_text
-
     summary, metrics = read_run(out)
     size_header, size_rows = sizes(summary)
     tensor_header, rows = tensor_rows(summary["export"]["tensors"])
@@ -84,12 +77,15 @@ def write_report(out: Path) -> Path:
     title = f"{summary['model']} on {summary['data']}, {plugins}"
     config = (out / "config.yaml").read_text(encoding="utf-8") if (out / "config.yaml").exists() else ""
     parts = [
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>",
-        f"<h1>{html.escape(title)}</h1>",
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>",
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>",
         f"<p>{summary['steps']} steps in {summary['seconds']:.0f} s on {summary['processes']} process(es), "
         f"{summary['parameters']:,} parameters.</p>",
         _html_table(size_header, size_rows),
-        *(f"<img src='data:image/svg+xml;base64,{picture}' alt='{name}'>" for name, picture in pictures(summary, metrics)),
+        *(
+            f"<img src='data:image/svg+xml;base64,{picture}' alt='{name}'>"
+            for name, picture in pictures(summary, metrics)
+        ),
         "<h2>Tensors</h2>",
         _html_table(tensor_header, rows),
         f"<h2>Recipe</h2><pre>{html.escape(config)}</pre></html>",

@@ -56,7 +56,7 @@ def _shifted(state: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 class StepSeed:
-    """Seeds the default generators of torch for a step; `torch.manual_seed` does the same at a hundred times the cost."""
+    """Seeds torch's default generators for a step; `torch.manual_seed` does it at a hundred times the cost."""
 
     def __init__(self, device: torch.device) -> None:
         self.generators = [torch.default_generator]

@@ -17,7 +17,7 @@ def exported_state(model: nn.Module) -> dict[str, torch.Tensor]:
     for prefix, module in model.named_modules():
         if parametrize.is_parametrized(module):
             dot = f"{prefix}." if prefix else ""
-            for name in module.parametrizations:  # type: ignore[union-attr]
+            for name in module.parametrizations:
                 inside = f"{dot}parametrizations.{name}."
                 state = {key: value for key, value in state.items() if not key.startswith(inside)}
                 state[f"{dot}{name}"] = getattr(module, name).detach()

@@ -17,7 +17,9 @@ CONTROL_LIMIT = 64 << 20
 """bytes of dense float32 up to which zstd -19 is run as a control"""
 
 
-def export_summary(out: Path, written: Artifact, model: nn.Module, metrics: dict[str, float], metric: str) -> dict[str, Any]:
+def export_summary(
+    out: Path, written: Artifact, model: nn.Module, metrics: dict[str, float], metric: str
+) -> dict[str, Any]:
     """The `export` table of summary.json; `metrics` are those of the file read back."""
     path = out / "model.safetensors"
     size = path.stat().st_size
@@ -62,8 +64,13 @@ def value_facts(tensor: torch.Tensor) -> dict[str, Any]:
     """How many distinct bit patterns a tensor has, and their order-0 entropy in bits."""
     widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     flat = tensor.contiguous().flatten()
-    patterns = flat.view(widths[flat.element_size()]) if flat.element_size() in widths and not flat.is_complex() else flat
+    patterns = (
+        flat.view(widths[flat.element_size()]) if flat.element_size() in widths and not flat.is_complex() else flat
+    )
     counts = torch.unique(patterns, return_counts=True)[1].double()
     shares = counts / max(float(counts.sum()), 1.0)
     entropy = float(-(shares * shares.log2()).sum()) if len(counts) else 0.0
-    return {"distinct": len(counts), "entropy": round(entropy if not math.isclose(entropy, 0, abs_tol=1e-12) else 0.0, 4)}
+    return {
+        "distinct": len(counts),
+        "entropy": round(entropy if not math.isclose(entropy, 0, abs_tol=1e-12) else 0.0, 4),
+    }

@@ -19,7 +19,7 @@ def call_model(model: nn.Module, batch: Any) -> Any:
 
 
 def target_of(batch: Any) -> Any:
-    """y of (x, y); the `labels` of a mapping, or the whole mapping where it has none."""
+    """Y of (x, y); the `labels` of a mapping, or the whole mapping where it has none."""
     return batch[1] if isinstance(batch, (list, tuple)) else batch.get("labels", batch)
 
 
@@ -51,7 +51,7 @@ def default_criterion(output: Any, target: Any) -> Tensor:
 
 @dataclass
 class Task:
-    """The user's own loss, call and metric, or the usual ones. `metric` gives a value for each example, [B], or None."""
+    """The user's own loss, call and metric, or the usual ones. A metric gives a value for each example, [B]."""
 
     criterion: Callable[[Any, Any], Tensor] = default_criterion
     forward: Callable[[nn.Module, Any], Any] = call_model
@@ -68,5 +68,9 @@ class Task:
     def named(cls, criterion: str | None, forward: str | None, metric: str | None) -> Task:
         """From `package.module:function` options; a torch.nn loss class is instantiated. Raises UsageError."""
         given = {"criterion": criterion, "forward": forward, "metric": metric}
-        found = {name: resolve(path, name) for name, path in given.items() if path is not None}
-        return cls(**{name: each() if inspect.isclass(each) else each for name, each in found.items()})
+        found: dict[str, Any] = {name: resolve(path, name) for name, path in given.items() if path is not None}
+        return cls(**{name: _made(each) for name, each in found.items()})
+
+
+def _made(found: Any) -> Any:
+    return found() if inspect.isclass(found) else found

@@ -23,7 +23,6 @@ from .artifact import Artifact
 from .batches import Batches, as_dataset
 from .errors import MakeweightError
 from .evaluation import evaluate, share_buffers
-from .hookspecs import hookimpl
 from .interrupt import Interrupted, Signals
 from .journal import Journal
 from .layers import layers
@@ -32,44 +31,13 @@ from .options import LoopOptions
 from .plugins import Plugins
 from .seeding import StepSeed, generator, mix, purpose
 from .state import exported_state, restore
+from .step import Step, Sum, WithAuxiliary
 from .task import Task
 
 LOG_EVERY = 50
 """steps between two looks at the losses, which wait on the device until then"""
 AGREE_EVERY = 8
 """steps between two agreements of several processes on whether one was interrupted"""
-
-
-class Sum:
-    """A running sum of scalars in double precision. One on another device stays there: to read it means to wait."""
-
-    def __init__(self, total: float | Tensor = 0.0) -> None:
-        self.total = total
-
-    def add(self, value: Tensor) -> None:
-        self.total = self.total + (value.item() if value.is_cpu else value.detach().double())
-
-    def __float__(self) -> float:
-        return float(self.total)
-
-
-class Step:
-    """The core's own training step as the innermost hook: a plugin's plain `on_batch` takes its place."""
-
-    @hookimpl
-    def on_batch(self, trainer: Trainer, batches: list[Any]) -> Tensor:
-        return trainer.take_step(batches)
-
-
-class WithAuxiliary(nn.Module):
-    """What is prepared in place of the model where there are auxiliary modules: both, so that both are trained."""
-
-    def __init__(self, model: nn.Module, auxiliary: nn.ModuleDict) -> None:
-        super().__init__()
-        self.model, self.auxiliary = model, auxiliary
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        return self.model(*inputs, **named)
 
 
 class Trainer:
@@ -115,8 +83,8 @@ class Trainer:
         with self._blamed(), Signals() as self.signals:
             self.set_up()
             self._prepare()
-            for self.stage_number in range(self.stage_number, len(self.stages)):
-                self._begin_stage()
+            for number in range(self.stage_number, len(self.stages)):
+                self._begin_stage(number)
                 while self.epoch < self.stage.options.epochs and self.stopped is None:
                     started = perf_counter()
                     for batches in self.batches.epoch(self.epochs_begun, self.position):
@@ -159,12 +127,12 @@ class Trainer:
         restore(self.auxiliary, self._saved["auxiliary"], f"checkpoint in {self.out}")
         for key, value in self._saved["trainer"].items():
             setattr(self, key, value)
-        self._sums = defaultdict(Sum, {name: Sum(total) for name, total in self._sums.items()})
+        self._sums.update({name: Sum(total) for name, total in self._saved["sums"].items()})
         self.journal.forget_after(self.step)
 
-    def _begin_stage(self) -> None:
+    def _begin_stage(self, number: int) -> None:
         """A new optimizer, and the stage's options in the plugins; the rest only where the stage begins anew."""
-        self.stage = self.stages[self.stage_number]
+        self.stage_number, self.stage = number, self.stages[number]
         for name, holder in self.stage.plugins.items():
             for field in fields(holder):
                 if field.init:
@@ -207,12 +175,13 @@ class Trainer:
 
     def _backward(self, batch: Any, micro_batches: int) -> Tensor:
         output = self.task.forward(self.prepared, batch)
-        loss = None
-        for name, term in self.losses.items():
-            value = term(batch, output)
-            loss = value if loss is None else loss + value
-            self._sums[name].add(value)
+        values = [term(batch, output) for term in self.losses.values()]
+        loss = values[0]
+        for value in values[1:]:
+            loss = loss + value
         self._run_backward(loss if micro_batches == 1 else loss / micro_batches)
+        for name, value in zip(self.losses, values, strict=True):
+            self._sums[name].add(value)
         return loss.detach()
 
     def _after_step(self) -> None:
@@ -242,7 +211,9 @@ class Trainer:
         means = {name: float(total) / done for name, total in self._sums.items()}
         for name, mean in means.items():
             if math.isnan(mean):
-                raise MakeweightError(f"loss {name!r} is not a number by step {self.step}: try a lower --lr or --clip-norm")
+                raise MakeweightError(
+                    f"loss {name!r} is not a number by step {self.step}: try a lower --lr or --clip-norm"
+                )
         self.journal.progress(self.epoch, self.position, means)
         return means
 
@@ -250,7 +221,7 @@ class Trainer:
         """Evaluate, let the plugins look at the metrics, log them, write a checkpoint."""
         means = self._over_processes(self._look())
         metrics = {f"train_{name}": value for name, value in means.items()} | {"train_loss": sum(means.values())}
-        metrics |= ({} if self.eval_batches is None else self.evaluate())
+        metrics |= {} if self.eval_batches is None else self.evaluate()
         metrics |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
         self.epoch += 1
         self.epochs_begun += 1
@@ -288,10 +259,13 @@ class Trainer:
         if self.out is None or not self.accelerator.is_main_process:
             return
         keys = ("step", "stage_number", "epoch", "position", "epochs_begun", "_stage_steps", "stopped", "metrics")
-        states = {name: plugin.state_dict() for name, plugin in self.plugins.by_name.items() if hasattr(plugin, "state_dict")}
+        states = {
+            name: plugin.state_dict() for name, plugin in self.plugins.by_name.items() if hasattr(plugin, "state_dict")
+        }
         scaler = self.accelerator.scaler
         checkpoint.save(self.out / "checkpoints", self.step, {
-            "trainer": {key: getattr(self, key) for key in keys} | {"_sums": {k: float(v) for k, v in self._sums.items()}},
+            "trainer": {key: getattr(self, key) for key in keys},
+            "sums": {name: float(total) for name, total in self._sums.items()},
             "model": self.model.state_dict(),
             "auxiliary": self.auxiliary.state_dict(),
             "optimizer": self.optimizer.state_dict(),

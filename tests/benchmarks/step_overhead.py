@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from torch.nn.functional import cross_entropy
 
 from makeweight.models import LeNet300
-from makeweight.options import StageOptions
 from makeweight.optimizers import build_optimizer
+from makeweight.options import StageOptions
 from makeweight.plugins import load_class
 from makeweight.seeding import StepSeed
 from makeweight.trainer import Trainer

@@ -16,7 +16,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from makeweight_huffman.container import decode_tensor, describe, encode_tensor
+from makeweight_huffman.codec.container import decode_tensor, describe, encode_tensor
 
 ZSTD_BYTES = 10_000_000
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from makeweight_huffman.container import Entry
-from makeweight_huffman.tensor import LAYOUTS
+from makeweight_huffman.codec.container import Entry
+from makeweight_huffman.codec.tensor import LAYOUTS
 
 MAXIMA = {8: 0xFF, 16: 0xFFFF, 32: 0xFFFF_FFFF, 64: 0xFFFF_FFFF_FFFF_FFFF}
 

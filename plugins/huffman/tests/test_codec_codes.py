@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from makeweight_huffman import codes, positions
-from makeweight_huffman.bits import BitReader, BitWriter, FormatError, read_varint, write_varint
-from makeweight_huffman.fields import read_ascending, write_ascending
-from makeweight_huffman.model import DIVISORS
+from makeweight_huffman.codec import codes, positions
+from makeweight_huffman.codec.bits import BitReader, BitWriter, FormatError, read_varint, write_varint
+from makeweight_huffman.codec.fields import read_ascending, write_ascending
+from makeweight_huffman.codec.model import DIVISORS
 
 histograms = st.lists(st.integers(0, 5000), min_size=2, max_size=256).filter(lambda counts: sum(map(bool, counts)) > 1)
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from .helpers_codec import assert_equal, coded_network, random_entry, random_words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from makeweight_huffman.bits import FormatError
-from makeweight_huffman.container import Entry, decode, decode_tensor, describe, encode, encode_tensor
-from makeweight_huffman.tensor import DTYPES, LAYOUTS
+from makeweight_huffman.codec.bits import FormatError
+from makeweight_huffman.codec.container import Entry, decode, decode_tensor, describe, encode, encode_tensor
+from makeweight_huffman.codec.tensor import DTYPES, LAYOUTS
+
+from .helpers_codec import assert_equal, coded_network, random_entry, random_words
 
 KINDS = ["few", "floats", "uniform", "constant"]
 shapes = st.lists(st.integers(0, 40), max_size=3).map(tuple) | st.sampled_from([(70_000,), (300, 300), (9, 1000)])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from .helpers_codec import coded_network
 
-from makeweight_huffman.container import encode, encode_tensor
+from makeweight_huffman.codec.container import encode, encode_tensor
+
+from .helpers_codec import coded_network
 
 SAFETENSORS_HEADER = 200  # bytes of the file that holds the blob, about
 
@@ -58,3 +59,19 @@ def test_a_small_network_pays_little_beyond_its_elements() -> None:
         for kind in ("weight", "bias")
     ]
     assert len(encode(entries)) - 8 * 64 <= 8 * 16
+
+
+def test_low_bits_that_are_zero_in_all_words_cost_nothing() -> None:
+    random = np.random.default_rng(0)
+    words = random.normal(0, 0.1, 300).astype("<f4").view("<u4") & np.uint32(0xFFFF0000)
+    half = (words >> 16).astype("<u2")
+    as_float = encode([("bias", "F32", (300,), words.view(np.uint8))])
+    assert len(as_float) <= len(encode([("bias", "BF16", (300,), half.view(np.uint8))])) + 1
+
+
+def test_a_tensor_whose_beginning_is_unlike_the_rest_still_packs_well() -> None:
+    occupied = np.random.default_rng(0).random((3000, 1024)) < 0.02
+    occupied[:1024] = False
+    entropy = 1976 / 3000 * (0.02 * np.log2(1 / 0.02) + 0.98 * np.log2(1 / 0.98))
+    coded = encode_tensor("w", "F32", occupied.shape, occupied.astype("<f4").view(np.uint8).ravel())
+    assert coded.size * 8 / occupied.size <= 1.05 * entropy

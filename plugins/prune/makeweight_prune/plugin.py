@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from makeweight import MakeweightError, UsageError, hookimpl
 from makeweight.distributed import check_equal, from_first
@@ -155,10 +155,8 @@ class Prune:
         if now == self.reached:
             return
         weights = {name: self._weight(trainer, name).detach() for name in now}
-        if self.scope == "global":
-            masks = global_masks(weights, max(now.values()))
-        else:
-            masks = layer_masks(weights, now)
+        by_layer = self.scope == "layer"
+        masks = layer_masks(weights, now) if by_layer else global_masks(weights, max(now.values()))
         for name, mask in masks.items():
             self.masks[name] = from_first(trainer.accelerator, mask.to(weights[name]))
         check_equal(trainer.accelerator, "masks", self.masks)

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from makeweight_huffman.codes import MAX_LENGTH
-from makeweight_huffman.compiled import kernel, store64
-from makeweight_huffman.streams import finish, peek
+from makeweight_huffman.codec.codes import MAX_LENGTH
+from makeweight_huffman.codec.compiled import kernel, store64
+from makeweight_huffman.codec.streams import finish, peek
 
 CONTEXTS = 3  # the neighbours' signs add up to less than zero, to zero, to more
 

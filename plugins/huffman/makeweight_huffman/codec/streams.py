@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from makeweight_huffman.codes import MAX_LENGTH
-from makeweight_huffman.compiled import kernel, load64, store32, store64
+from makeweight_huffman.codec.codes import MAX_LENGTH
+from makeweight_huffman.codec.compiled import kernel, load64, store32, store64
 
 BITS_PER_ROUND = 4 * MAX_LENGTH  # four entries of the decoding table from one load: 48 of at least 57 bits
 SYMBOLS_PER_ROUND = 12

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from makeweight_huffman import positions, runs
-from makeweight_huffman.model import CLASSES, DIVISORS, Model
+from makeweight_huffman.codec import positions, runs
+from makeweight_huffman.codec.model import CLASSES, DIVISORS, Model
 
 SAMPLE = 1 << 18  # cells
+PIECES = 4  # of a sample, from all over the tensor, since its beginning may be unlike the rest
 FARTHEST_LAG = 128
 STEPS = {"column_weight": 31, "row_weight": 31, "left_weight": 63, "lag_weight": 63, "coarseness": 15}
 HEADER_BITS = 45  # of a model, classes apart
@@ -29,7 +31,7 @@ def best_model(occupied: NDArray[np.uint8], columns: int) -> Model | None:
 
     One parameter after the other is moved as long as that helps.
     """
-    occupied = occupied[:SAMPLE]
+    occupied = spread(occupied, columns, SAMPLE)
     ones = int(occupied.sum())
     if ones in (0, occupied.size):
         return None
@@ -48,6 +50,18 @@ def best_model(occupied: NDArray[np.uint8], columns: int) -> Model | None:
                     cost, model = trial_cost, trial
     alone = entropy(np.array([ones]), np.array([occupied.size]))
     return model if cost + HEADER_BITS < alone else None
+
+
+def spread(cells: NDArray[Any], columns: int, size: int) -> NDArray[Any]:
+    """About `size` cells in pieces that begin with a row where rows are short enough; all where there are no more."""
+    if cells.size <= size:
+        return cells
+    piece = size // PIECES
+    begins = [(cells.size - piece) * number // (PIECES - 1) for number in range(PIECES)]
+    if columns <= piece:
+        begins = [begin - begin % columns for begin in begins]
+        piece -= piece % columns
+    return np.concatenate([cells[begin : begin + piece] for begin in begins])
 
 
 def likely_lags(occupied: NDArray[np.uint8]) -> list[int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from makeweight_huffman import words
-from makeweight_huffman.bits import FormatError
-from makeweight_huffman.coder import Words, readonly
+from makeweight_huffman.codec import words
+from makeweight_huffman.codec.bits import FormatError
+from makeweight_huffman.codec.coder import Words, readonly
 
 
 class Codebook:

@@ -10,14 +10,13 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from makeweight_huffman import codes, neighbours, positions, runs, words
-from makeweight_huffman.bits import FormatError, read_varint, write_varint
-from makeweight_huffman.codebook import Codebook
-from makeweight_huffman.coder import FieldCoder, Places, Words, readonly
-from makeweight_huffman.model import CLASSES, DIVISORS
-from makeweight_huffman.plan import Plan
-from makeweight_huffman.streams import SLACK
-
+from makeweight_huffman.codec import codes, neighbours, positions, runs, words
+from makeweight_huffman.codec.bits import FormatError, read_varint, write_varint
+from makeweight_huffman.codec.codebook import Codebook
+from makeweight_huffman.codec.coder import FieldCoder, Places, Words, readonly
+from makeweight_huffman.codec.model import CLASSES, DIVISORS
+from makeweight_huffman.codec.plan import Plan
+from makeweight_huffman.codec.streams import SLACK
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,11 +40,13 @@ class BodyCoder:
         self._inner = self._dtype if self._codebook is None else self._codebook.dtype
         self.coders = [FieldCoder(field, self._inner, self._meanings(field.alphabet)) for field in plan.fields]
 
-    def encode(self, tensor: Words, threads: int = 1) -> list[bytes]:
-        """The blocks of a tensor (size,), each one's length before all of them where there are several."""
-        blocks = list(in_order(lambda begin: self._encode_block(self._slice(tensor, begin)), self._begins(), threads))
-        index = b"".join(write_varint(len(block)) for block in blocks) if len(blocks) > 1 else b""
-        return [index, *blocks]
+    def encode(self, tensor: Words, threads: int = 1) -> tuple[bytes, bytearray]:
+        """A tensor (size,): the lengths of its blocks, where there are several, and the blocks."""
+        blocks, lengths = bytearray(), []  # one array that grows in place: many parts would be there twice when joined
+        for block in in_order(lambda begin: self._encode_block(self._slice(tensor, begin)), self._begins(), threads):
+            blocks += block
+            lengths.append(write_varint(len(block)))
+        return b"".join(lengths) if len(lengths) > 1 else b"", blocks
 
     def decode(self, source: NDArray[np.uint8], at: int, limit: int, out: Words, threads: int = 1) -> None:
         """Fill out (size,) with what source[at:limit] says.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from makeweight_huffman import codes
-from makeweight_huffman.bits import BitWriter
-from makeweight_huffman.fields import RAW_WIDTH, Field
-from makeweight_huffman.statistics import Statistics
+from makeweight_huffman.codec import codes
+from makeweight_huffman.codec.bits import BitWriter
+from makeweight_huffman.codec.fields import RAW_WIDTH, Field
+from makeweight_huffman.codec.statistics import Statistics
 
 UNIFORM = 0.998  # a part whose entropy is above this share of its width is not worth a code
 ADDED_BITS = 3  # of a float's mantissa, at most, that share a code with its sign and exponent

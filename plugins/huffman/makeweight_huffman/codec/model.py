@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from makeweight_huffman.bits import BitReader, BitWriter, FormatError
+from makeweight_huffman.codec.bits import BitReader, BitWriter, FormatError
 
 CLASSES = 32
 LAST_DIVISOR = 80

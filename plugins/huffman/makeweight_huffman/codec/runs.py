@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from makeweight_huffman.compiled import kernel, store64
-from makeweight_huffman.streams import finish, peek
+from makeweight_huffman.codec.compiled import kernel, store64
+from makeweight_huffman.codec.streams import finish, peek
 
 ONES = 32  # of a quotient written at once
 

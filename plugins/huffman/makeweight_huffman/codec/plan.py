@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from makeweight_huffman.bits import BitReader, BitWriter, FormatError
-from makeweight_huffman.fields import Field, read_ascending, write_ascending
-from makeweight_huffman.model import CLASSES, Model, checked_divisor, read_divisors, write_divisors
+from makeweight_huffman.codec.bits import BitReader, BitWriter, FormatError
+from makeweight_huffman.codec.fields import Field, read_ascending, write_ascending
+from makeweight_huffman.codec.model import CLASSES, Model, checked_divisor, read_divisors, write_divisors
 
 MAX_CODEBOOK = 1 << 12  # values
 DENSE_BLOCK, SPARSE_BLOCK = 1 << 18, 1 << 20  # words

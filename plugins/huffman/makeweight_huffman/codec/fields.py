@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from makeweight_huffman import codes, neighbours
-from makeweight_huffman.bits import BitReader, BitWriter, FormatError
+from makeweight_huffman.codec import codes, neighbours
+from makeweight_huffman.codec.bits import BitReader, BitWriter, FormatError
 
 RAW_WIDTH = 32  # bits at most of a field that is written as it is
 CODED_WIDTH = 16  # bits at most of a field with a code

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from makeweight_huffman.bits import FormatError
-from makeweight_huffman.body import BodyCoder
-from makeweight_huffman.choice import candidate_plans
-from makeweight_huffman.coder import Words
-from makeweight_huffman.plan import Plan
+from makeweight_huffman.codec.bits import FormatError
+from makeweight_huffman.codec.body import BodyCoder
+from makeweight_huffman.codec.choice import candidate_plans
+from makeweight_huffman.codec.coder import Words
+from makeweight_huffman.codec.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Tensor:
             raise FormatError(f"tensor {self.name!r} of {self.dtype} does not fill whole bytes: shape {self.shape}")
 
 
-def encode_elements(tensor: Tensor, data: NDArray[np.uint8], threads: int = 1) -> list[bytes]:
-    """The body of a tensor, in parts. data: (bytes,), little-endian.
+def encode_elements(tensor: Tensor, data: NDArray[np.uint8], threads: int = 1) -> tuple[bytes, bytearray]:
+    """The body of a tensor in two parts, the second being its blocks. data: (bytes,), little-endian.
 
     Raises:
         FormatError: when the tensor cannot be, or the data are not of its size.
@@ -105,15 +105,14 @@ def encode_elements(tensor: Tensor, data: NDArray[np.uint8], threads: int = 1) -
             f"tensor {tensor.name!r} has {data.size} bytes of {data.dtype}, not {tensor.num_bytes} of uint8"
         )
     if not tensor.num_words:
-        return []
+        return b"", bytearray()
     layout = LAYOUTS[tensor.dtype]
     elements = words_of(np.ascontiguousarray(data), layout.word)
-    best: list[bytes] = []
+    bodies = []
     for plan in candidate_plans(elements, tensor.columns, layout.sign_and_exponent):
-        parts = [plan.to_bytes(), *BodyCoder(plan, tensor.num_words, tensor.columns).encode(elements, threads)]
-        if not best or size_of(parts) < size_of(best):
-            best = parts
-    return best
+        lengths, blocks = BodyCoder(plan, tensor.num_words, tensor.columns).encode(elements, threads)
+        bodies.append((plan.to_bytes() + lengths, blocks))
+    return min(bodies, key=lambda body: len(body[0]) + len(body[1]))
 
 
 def decode_elements(
@@ -136,8 +135,3 @@ def decode_elements(
 def words_of(data: NDArray[np.uint8], width: int) -> Words:
     """The same bytes as unsigned numbers of `width` bits."""
     return data.view(np.dtype(f"<u{width // 8}"))
-
-
-def size_of(parts: list[bytes]) -> int:
-    """The bytes of all parts together."""
-    return sum(map(len, parts))

@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from makeweight_huffman import codes, search
-from makeweight_huffman.body import BodyCoder, aligned
-from makeweight_huffman.coder import Words
-from makeweight_huffman.bits import BitWriter
-from makeweight_huffman.cut import header_bits, index_fields, word_fields
-from makeweight_huffman.fields import Field, write_ascending
-from makeweight_huffman.model import CLASSES
-from makeweight_huffman.plan import SPARSE_BLOCK, Plan, Sparse
-from makeweight_huffman.statistics import Statistics
+from makeweight_huffman.codec import codes, search
+from makeweight_huffman.codec.bits import BitWriter
+from makeweight_huffman.codec.body import BodyCoder
+from makeweight_huffman.codec.coder import Words
+from makeweight_huffman.codec.cut import header_bits, index_fields, word_fields
+from makeweight_huffman.codec.fields import Field, write_ascending
+from makeweight_huffman.codec.model import CLASSES
+from makeweight_huffman.codec.plan import SPARSE_BLOCK, Plan, Sparse
+from makeweight_huffman.codec.statistics import Statistics
 
 SMALL = 1 << 18  # words up to which all plans are tried out; of larger tensors the plan is chosen by estimates
 SPARSE_SHARE = 0.25  # of the words that must be alike before leaving them out is tried
@@ -63,7 +63,7 @@ def finished(plan: Plan, tensor: Words, columns: int, several: bool) -> list[Pla
     """A plan with what the positions need, in classes or not; both where `several` may be returned."""
     if plan.sparse is None:
         return [plan]
-    sample = aligned(tensor[:SPARSE_BLOCK])
+    sample = search.spread(tensor, columns, SPARSE_BLOCK)
     occupied = (sample != plan.sparse.background).astype(np.uint8)
     model = search.best_model(occupied, columns)
     finals = []

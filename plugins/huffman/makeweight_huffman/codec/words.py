@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from makeweight_huffman.compiled import kernel
+from makeweight_huffman.codec.compiled import kernel
 
 LANES = 4
 SLOTS = 1 << 14  # of the hash table; four to each of the values of the largest codebook, so that probes stay short

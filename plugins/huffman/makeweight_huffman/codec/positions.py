@@ -17,10 +17,10 @@ import math
 
 import numpy as np
 
-from makeweight_huffman.compiled import kernel
-from makeweight_huffman.model import CLASSES
-from makeweight_huffman.runs import read_run
-from makeweight_huffman.streams import finish
+from makeweight_huffman.codec.compiled import kernel
+from makeweight_huffman.codec.model import CLASSES
+from makeweight_huffman.codec.runs import read_run
+from makeweight_huffman.codec.streams import finish
 
 OCTAVE = 8  # units of a score to a factor of two in density
 DENSITY_BITS = 24  # of a density, a number below one

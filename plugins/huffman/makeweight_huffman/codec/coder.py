@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from makeweight_huffman import codes, neighbours, streams, words
-from makeweight_huffman.bits import FormatError, read_varint, write_varint
-from makeweight_huffman.fields import Field
+from makeweight_huffman.codec import codes, neighbours, streams, words
+from makeweight_huffman.codec.bits import FormatError, read_varint, write_varint
+from makeweight_huffman.codec.fields import Field
 
 FOUR_STREAMS = 4096  # symbols from which on a field's stream is cut in four
 

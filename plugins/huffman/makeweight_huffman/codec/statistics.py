@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from makeweight_huffman import words
-from makeweight_huffman.coder import Words, readonly
-from makeweight_huffman.plan import MAX_CODEBOOK
+from makeweight_huffman.codec import words
+from makeweight_huffman.codec.coder import Words, readonly
+from makeweight_huffman.codec.plan import MAX_CODEBOOK
 
 CHUNK = 1 << 20  # words
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from makeweight_huffman.bits import BitReader, BitWriter, FormatError
+from makeweight_huffman.codec.bits import BitReader, BitWriter, FormatError
 
 MAX_LENGTH = 12  # bits; 2**12 four-byte entries of the decoding table stay in a core's first cache
 ALPHABET = 256  # a symbol is one byte

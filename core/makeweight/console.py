@@ -1,0 +1,30 @@
+"""Text for people: a console, and tables that keep their columns."""
+
+from __future__ import annotations
+
+import sys
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+PLAIN_WIDTH = 160
+"""columns of the output where it is no terminal: a table in a log is not to be folded to somebody's window"""
+
+
+def console(quiet: bool = False) -> Console:
+    """A console on standard output as it is now."""
+    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=quiet, width=width)
+
+
+def print_table(target: Console, header: list[str], rows: list[list[str]], numbers: bool = True) -> None:
+    """A table whose columns but the first are numbers; only the first is folded where the window is narrow."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for number, name in enumerate(header):
+        table.add_column(
+            name, justify="right" if number and numbers else "left", no_wrap=number > 0 and numbers, overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*row)
+    target.print(table, soft_wrap=False)

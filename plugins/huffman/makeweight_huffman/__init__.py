@@ -1,0 +1,5 @@
+"""Huffman-coded exports for makeweight."""
+
+from .plugin import Huffman
+
+__all__ = ["Huffman"]
