@@ -129,7 +129,7 @@ def _check_keys(recipe: Mapping[str, Any], classes: Mapping[str, type], where: s
     for key, value in recipes.underscored(recipe).items():
         if key in classes and not isinstance(value, dict):
             raise UsageError(f"{where}{key} {value}: expected a table of the plugin's options")
-        for path in [[key, option] for option in value] if key in classes and value else [[key]]:
+        for path in [[key, option] for option in value] if key in classes else [[key]]:
             _check_key(path, classes, where, known or set(Options.__dataclass_fields__))
 
 

@@ -42,7 +42,7 @@ def find_sections(model: nn.Module, names: Sequence[str] | None = None) -> list[
 def _spread(names: list[str]) -> list[str]:
     """At most MOST of the names, evenly spread, with the last one."""
     count = min(MOST, len(names))
-    return [names[(index + 1) * len(names) // count - 1] for index in range(count)]
+    return [names[-(-(index + 1) * len(names) // count) - 1] for index in range(count)]
 
 
 def _named(modules: dict[str, nn.Module], globs: Sequence[str]) -> list[str]:

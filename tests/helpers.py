@@ -1,0 +1,98 @@
+"""What the tests share: real runs of the trainer, in a process of their own or in this one, and what they left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from makeweight import load_tensors
+from makeweight.cli import main
+
+MNIST = Path(os.environ.get("MAKEWEIGHT_DATA", "/nonexistent")) / "MNIST" / "raw"
+needs_mnist = pytest.mark.skipif(
+    not (MNIST / "train-images-idx3-ubyte").exists(), reason="MAKEWEIGHT_DATA names no folder that holds MNIST"
+)
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+"""one thread: what is compared bit for bit is not to depend on how a machine cuts a sum"""
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "makeweight", *map(str, words)]
+
+
+def trainer(
+    cwd: Path, *words: object, code: int | None = 0, timeout: float = 240, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`trainer` with these words in a process of its own; raises AssertionError where it ends with another code."""
+    done = subprocess.run(
+        command(*words), cwd=cwd, env=os.environ | ENVIRONMENT | environment, capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+    assert code is None or done.returncode == code, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def start(cwd: Path, *words: object) -> subprocess.Popen[str]:
+    """`trainer` with these words, begun and not waited for."""
+    return subprocess.Popen(
+        command(*words), cwd=cwd, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Wait until something holds while a process runs. Raises AssertionError when it ends before that."""
+    begun = time.monotonic()
+    while not condition():
+        if process.poll() is not None:
+            output, errors = process.communicate()
+            raise AssertionError(f"the process ended with {process.returncode} too early:\n{output}\n{errors}")
+        assert time.monotonic() - begun < seconds, "it did not happen"
+        time.sleep(0.01)
+
+
+def here(*words: object) -> int:
+    """`trainer` with these words in this process: its exit code."""
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+def summary(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+def epochs(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without the time they took."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def assert_same_bits(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
+    """The same names, dtypes, shapes and bits; -0.0 is not 0.0."""
+    assert list(one) == list(other)
+    for name, tensor in one.items():
+        assert (tensor.dtype, tensor.shape) == (other[name].dtype, other[name].shape), name
+        bits, others = (each.contiguous().reshape(-1).view(torch.uint8) for each in (tensor, other[name]))
+        assert torch.equal(bits, others), f"{name}: {int((bits != others).sum())} of {len(bits)} bytes differ"
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Two runs ended with the same weights, bit for bit, by the same epochs."""
+    assert_same_bits(load_tensors(one / "model.safetensors"), load_tensors(other / "model.safetensors"))
+    assert epochs(one) == epochs(other)
+
+
+def everything_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
