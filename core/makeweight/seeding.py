@@ -59,6 +59,7 @@ class StepSeed:
     """Seeds torch's default generators for a step; `torch.manual_seed` does it at a hundred times the cost."""
 
     def __init__(self, device: torch.device) -> None:
+        self.other = device.type not in ("cpu", "cuda")
         self.generators = [torch.default_generator]
         if device.type == "cuda":
             torch.cuda.init()
@@ -66,5 +67,7 @@ class StepSeed:
 
     def __call__(self, *counters: int) -> None:
         seed = mix(*counters)
+        if self.other:
+            torch.manual_seed(seed)
         for each in self.generators:
             each.manual_seed(seed)

@@ -26,7 +26,9 @@ TWO_BATCHES = ["--model", "lenet300", "--data", "digits", "--epochs", "1", "--ba
 """Of the 1,293 training digits: an epoch of two steps."""
 
 
-def run_trainer(words: list[str], cwd: Path, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_trainer(
+    words: list[str], cwd: Path, processes: int = 1, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`trainer` with these words in a process of its own, or under `accelerate launch` in several on the CPU.
 
     Raises AssertionError, with what it printed, where it fails.

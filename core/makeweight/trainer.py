@@ -36,6 +36,8 @@ from .task import Task
 
 LOG_EVERY = 50
 """steps between two looks at the losses, which wait on the device until then"""
+COUNTERS = ("step", "stage_number", "epoch", "position", "epochs_begun", "_stage_steps")
+"""where training is, as checkpoints keep it"""
 AGREE_EVERY = 8
 """steps between two agreements of several processes on whether one was interrupted"""
 
@@ -96,6 +98,8 @@ class Trainer:
                         self._after_step()
                     self._end_epoch(perf_counter() - started)
                 self._end_stage()
+            if self.signals.received:  # while the last epoch was evaluated
+                raise Interrupted(self.signals.received)
         return self.metrics
 
     def set_up(self) -> dict[str, str | None]:
@@ -108,7 +112,8 @@ class Trainer:
         said = {}
         for name, plugin in self.plugins.by_name.items():
             if self._saved and name in self._saved["plugins"]:
-                plugin.load_state_dict(self._saved["plugins"][name])
+                with self._fits_checkpoint(f"plugin {name!r}"):
+                    plugin.load_state_dict(self._saved["plugins"][name])
             with self._blamed(), torch.random.fork_rng():
                 torch.manual_seed(mix(self.options.seed, purpose(name)))
                 said[name] = self.plugins.call(name, "on_init", trainer=self)
@@ -125,9 +130,11 @@ class Trainer:
             return
         restore(self.model, self._saved["model"], f"checkpoint in {self.out}")
         restore(self.auxiliary, self._saved["auxiliary"], f"checkpoint in {self.out}")
-        for key, value in self._saved["trainer"].items():
-            setattr(self, key, value)
-        self._sums.update({name: Sum(total) for name, total in self._saved["sums"].items()})
+        with self._fits_checkpoint("trainer"):
+            for counter in COUNTERS:
+                setattr(self, counter, int(self._saved["trainer"][counter]))
+            self.stopped, self.metrics = self._saved["trainer"]["stopped"], self._saved["trainer"]["metrics"]
+            self._sums.update({name: Sum(float(total)) for name, total in self._saved["sums"].items()})
         self.journal.forget_after(self.step)
 
     def _begin_stage(self, number: int) -> None:
@@ -146,9 +153,10 @@ class Trainer:
         self._update = optimizer if wrapped else self.optimizer
         self._run_backward = self.accelerator.backward if wrapped else Tensor.backward
         if self._saved is not None:
-            self.optimizer.load_state_dict(self._saved["optimizer"])
-            if self.accelerator.scaler is not None and self._saved["scaler"]:
-                self.accelerator.scaler.load_state_dict(self._saved["scaler"])
+            with self._fits_checkpoint("optimizer"):
+                self.optimizer.load_state_dict(self._saved["optimizer"])
+                if self.accelerator.scaler is not None and self._saved["scaler"]:
+                    self.accelerator.scaler.load_state_dict(self._saved["scaler"])
             self._saved = None
         else:
             self.epoch = self.position = self._stage_steps = 0
@@ -201,8 +209,8 @@ class Trainer:
             return self.signals.received != 0
         if self.step % AGREE_EVERY:
             return False
-        flag = torch.tensor(self.signals.received, device=self.accelerator.device)
-        self.signals.received = int(self.accelerator.reduce(flag, "sum"))
+        flag = torch.tensor([self.signals.received], device=self.accelerator.device)
+        self.signals.received = int(self.accelerator.gather(flag).max())
         return self.signals.received != 0
 
     def _look(self) -> dict[str, float]:
@@ -258,13 +266,12 @@ class Trainer:
         """Write a checkpoint into the run directory, on the main process."""
         if self.out is None or not self.accelerator.is_main_process:
             return
-        keys = ("step", "stage_number", "epoch", "position", "epochs_begun", "_stage_steps", "stopped", "metrics")
         states = {
             name: plugin.state_dict() for name, plugin in self.plugins.by_name.items() if hasattr(plugin, "state_dict")
         }
         scaler = self.accelerator.scaler
         checkpoint.save(self.out / "checkpoints", self.step, {
-            "trainer": {key: getattr(self, key) for key in keys},
+            "trainer": {name: getattr(self, name) for name in (*COUNTERS, "stopped", "metrics")},
             "sums": {name: float(total) for name, total in self._sums.items()},
             "model": self.model.state_dict(),
             "auxiliary": self.auxiliary.state_dict(),
@@ -336,6 +343,14 @@ class Trainer:
         return Batches(data, size, accelerator.device, training=training, accumulate=options.accumulate,
                        seed=options.seed, rank=accelerator.process_index, processes=accelerator.num_processes,
                        workers=options.workers)  # fmt: skip
+
+    @contextmanager
+    def _fits_checkpoint(self, part: str) -> Iterator[None]:
+        try:
+            yield
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise MakeweightError(f"checkpoint in {self.out} does not fit this run's {part}: {reason}") from error
 
     @contextmanager
     def _blamed(self) -> Iterator[None]:

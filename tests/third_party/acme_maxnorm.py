@@ -27,8 +27,8 @@ class MaxNorm:
     @hookimpl(wrapper=True)
     def on_batch(self, trainer: Trainer) -> Generator[None, Any, Any]:
         loss = yield
-        for layer in trainer.layers().values():
-            weight = layer.weight.data
+        for name in trainer.layers():
+            weight = trainer.model.get_parameter(f"{name}.weight").data
             weight.copy_(weight.renorm(2, 0, self.limit))
         return loss
 

@@ -194,4 +194,3 @@ def _outputs(trainer: Trainer, names: list[str]) -> dict[str, Any]:
         if not isinstance(seen.get(name), Tensor):
             raise MakeweightError(f"kd: module {name!r} gives no tensor: name other sections with --kd.sections")
     return seen
-
