@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from . import recipes
 from .errors import MakeweightError, UsageError, did_you_mean
 from .options import CONTROL, Options, StageOptions
-from .parser import build_parser, dashed, one_line, type_of
+from .parser import build_parser, check_given, dashed, one_line, type_of
 from .plugins import check_order, installed, load_class
 
 
@@ -179,6 +179,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _build(parser: ArgumentParser, values: Mapping[str, Any], classes: Mapping[str, type],
            where: str = "") -> tuple[Options, dict[str, Any]]:  # fmt: skip
     """Check the values' types and make the options and the plugins, which check the values themselves."""
+    check_given(values, classes, where)
     with one_line(classes, where):
         table = parser.parse_object(dict(values)).as_dict()
         plugins = {name: table.pop(name, {}) for name in classes}

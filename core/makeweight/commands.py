@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .console import console, print_table
-from .errors import UsageError
+from .errors import MakeweightError, UsageError
 from .plugins import COMMANDS, distribution, installed
 
 if TYPE_CHECKING:
@@ -122,5 +122,10 @@ class Report:
     def run(self, arguments: argparse.Namespace) -> None:
         from .report import print_summary, read_run, write_report
 
-        write_report(arguments.run)
-        print_summary(console(), read_run(arguments.run)[0], arguments.run)
+        try:
+            write_report(arguments.run)
+            print_summary(console(), read_run(arguments.run)[0], arguments.run)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise MakeweightError(
+                f"{arguments.run}: summary.json, metrics.jsonl or config.yaml is damaged: {type(error).__name__}: {error}"
+            ) from error

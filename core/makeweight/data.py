@@ -111,6 +111,8 @@ def _torchvision(name: str, data_dir: str | None) -> Data:
     root = Path(given or Path.home() / ".cache" / "makeweight")
     try:
         train, test = cls(root, train=True), cls(root, train=False)
+    except (OSError, ValueError, EOFError, AssertionError) as error:
+        raise UsageError(f"data_dir {root}: its {name} cannot be read: {error or type(error).__name__}") from error
     except RuntimeError as error:
         if given:
             raise UsageError(

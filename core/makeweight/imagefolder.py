@@ -36,7 +36,7 @@ def read_folder(root: Path, image_size: int | None, smallest: int) -> tuple[Data
             raise UsageError(
                 f"image folder {root}: train and {name} differ in class {odd!r}: expected the same classes"
             )
-    size = image_size or max(smallest, min(Image.open(train.samples[0][0]).size))
+    size = image_size or max(smallest, _smaller_side(train.samples[0][0]))
     largest = max(len(split) for split in splits.values())
     if 3 * 4 * size * size * largest <= MEMORY:
         splits = {name: _in_memory(split, size) for name, split in splits.items()}
@@ -52,11 +52,22 @@ def _folder(root: Path, split: str) -> Any:
         raise UsageError(f"image folder {root}: expected images in {split}/<class>/ there") from error
 
 
+def _smaller_side(path: str) -> int:
+    try:
+        with Image.open(path) as image:
+            return min(image.size)
+    except OSError as error:
+        raise UsageError(f"image {path} cannot be read: {error}") from error
+
+
 def _in_memory(folder: Any, size: int) -> Images:
     resize = resized(size)
 
     def read(sample: tuple[str, int]) -> Tensor:
-        return resize(folder.loader(sample[0]))
+        try:
+            return resize(folder.loader(sample[0]))
+        except OSError as error:
+            raise UsageError(f"image {sample[0]} cannot be read: {error}") from error
 
     pixels = torch.empty(len(folder.samples), 3, size, size, dtype=torch.uint8)
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock

@@ -54,10 +54,11 @@ CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups", "paddin
 
 def smallest_image(name: str) -> int:
     """The least height and width to which images are brought for a model; a user's own takes them as they are."""
-    return 1 if _is_reference(name) else SMALLEST.get(name, SMALLEST_OTHER)
+    return 1 if is_reference(name) else SMALLEST.get(name, SMALLEST_OTHER)
 
 
-def _is_reference(name: str) -> bool:
+def is_reference(name: str) -> bool:
+    """Whether a model is named as `package.module:function`."""
     return ":" in name and not name.startswith("timm:")
 
 
@@ -67,7 +68,7 @@ def check(name: str) -> None:
         return
     if name.startswith("timm:"):
         _timm_name(name)
-    elif _is_reference(name):
+    elif is_reference(name):
         resolve(name, "model")
     elif name not in _torchvision_names():
         raise UsageError(f"unknown model {name!r}: {did_you_mean(name, [*OWN, *_torchvision_names()])}")
@@ -81,7 +82,7 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int | None, seed
     check(name)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if _is_reference(name):
+        if is_reference(name):
             return _from_reference(name, input_shape, num_classes)
         if num_classes is None or len(input_shape) != 3:
             raise UsageError(f"model {name} needs images and classes, the data has examples of shape {input_shape}")

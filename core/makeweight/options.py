@@ -44,6 +44,8 @@ class StageOptions:
         require(self.lr is None or self.lr > 0, "lr", self.lr, "a number above 0")
         require(0 <= self.momentum < 1, "momentum", self.momentum, "0 <= momentum < 1")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(0 < self.gamma <= 1, "gamma", self.gamma, "0 < gamma <= 1")
+        require(all(each > 0 for each in self.milestones or ()), "milestones", self.milestones, "epochs above 0")
         require(0 <= self.warmup <= self.epochs, "warmup", self.warmup, f"between 0 and the {self.epochs} epochs")
         require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "a number above 0")
 
@@ -76,6 +78,7 @@ class LoopOptions(StageOptions):
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         require(self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
         require(self.workers >= 0, "workers", self.workers, "0 or more")
+        require(0 <= self.seed < 1 << 63, "seed", self.seed, "0 <= seed < 2^63")
         require(self.checkpoint_every is None or self.checkpoint_every >= 1, "checkpoint_every",
                 self.checkpoint_every, "at least 1")  # fmt: skip
 
@@ -117,7 +120,8 @@ class Options(LoopOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.validation >= 0, "validation", self.validation, "a fraction below 1, or a number of examples")
+        share = 0 <= self.validation < 1 or (self.validation >= 1 and self.validation == int(self.validation))
+        require(share, "validation", self.validation, "a fraction below 1, or a whole number of examples")
         require(self.image_size is None or self.image_size >= 1, "image_size", self.image_size, "at least 1")
 
 

@@ -72,6 +72,15 @@ def type_of(cls: type, name: str) -> Any:
     return get_type_hints(cls).get(name)
 
 
+def check_given(values: Mapping[str, Any], classes: Mapping[str, type], where: str = "") -> None:
+    """Refuse an option that is given nothing and needs something, `epochs:` in a recipe: the parser lets it pass."""
+    tables = [("", Options, values)] + [(f"{name}.", cls, values.get(name) or {}) for name, cls in classes.items()]
+    for prefix, cls, table in tables:
+        for key, kind in get_type_hints(cls).items():
+            if key in table and table[key] is None and NoneType not in get_args(kind):
+                raise UsageError(f"{where}{prefix}{key} is given nothing: expected {_spoken(kind)}")
+
+
 @contextmanager
 def one_line(classes: Mapping[str, type], where: str = "") -> Iterator[None]:
     """Turn the parser's errors of several lines into `option given: expected …`."""

@@ -62,6 +62,8 @@ def check_hooks(cls: type, where: str) -> None:
             raise UsageError(f"{where}: {name!r} looks like a hook but is none: {fix}")
         if marked:
             hooks += 1
+            if method.makeweight_impl["wrapper"] and not inspect.isgeneratorfunction(method):
+                raise UsageError(f"{where}: wrapper {name!r} must yield once: 'loss = yield', then 'return loss'")
             unknown = set(inspect.signature(method).parameters) - specs[name] - {"self"}
             if unknown:
                 raise UsageError(
@@ -154,7 +156,8 @@ class Plugins:
         The frames are walked from the inside out as far as pluggy's own, so that an error of the training step is
         not laid on the wrappers around it; this costs nothing until something is raised.
         """
-        packages = {type(plugin).__module__.partition(".")[0]: name for name, plugin in self.by_name.items()}
+        found = installed()
+        packages = {found[name].module.partition(".")[0]: name for name in self.by_name if name in found}
         frames = []
         trace = error.__traceback__
         while trace is not None:
@@ -164,10 +167,17 @@ class Plugins:
             module = frame.f_globals.get("__name__", "").partition(".")[0]
             if module == "pluggy":
                 return
-            me = frame.f_locals.get("self")
-            name = next((name for name, plugin in self.by_name.items() if plugin is me), packages.get(module))
+            written_in = (frame.f_globals.get("__name__"), frame.f_code.co_qualname)
+            name = packages.get(module) or next(
+                (name for name, plugin in self.by_name.items() if _is_part(type(plugin), *written_in)), None
+            )
             if name is not None:
                 note = f"in plugin {name!r}"
                 if note not in getattr(error, "__notes__", ()):
                     error.add_note(note)
                 return
+
+
+def _is_part(cls: type, module: str | None, qualname: str) -> bool:
+    """Whether a function of that name is a method of the class, or stands in one of its methods."""
+    return module == cls.__module__ and qualname.startswith(f"{cls.__qualname__}.")

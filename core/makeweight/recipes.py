@@ -24,6 +24,8 @@ def read(path: Path) -> dict[str, Any]:
         recipe = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise UsageError(f"recipe {path} is not YAML that can be read: it is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"recipe {path} is not YAML: it is not text") from error
     except YAMLError as error:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 
+COLUMNS = 3
+"""pictures in a row of the report"""
+
+
 def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f} %"
 
@@ -117,7 +121,13 @@ def pictures(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> list[tup
     losses = sorted({key for line in metrics for key in line if "loss" in key or key.startswith("train_")} - fixed)
     others = sorted({key for line in metrics for key in line} - fixed - set(losses))
     groups = [("loss", losses), *((name, [name]) for name in others)]
-    figure, axes = pyplot.subplots(1, len(groups) + 1, figsize=(4 * (len(groups) + 1), 3.2), layout="constrained")
+    rows = -(-(len(groups) + 1) // COLUMNS)
+    figure, grid = pyplot.subplots(
+        rows, COLUMNS, figsize=(5 * COLUMNS, 3.6 * rows), layout="constrained", squeeze=False
+    )
+    axes = list(grid.flat)
+    for axis in axes[len(groups) + 1 :]:
+        axis.remove()
     for axis, (title, names) in zip(axes, groups, strict=False):
         for name in names:
             points = [(line["step"], line[name]) for line in metrics if name in line]
@@ -125,9 +135,12 @@ def pictures(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> list[tup
         axis.set(title=title, xlabel="step")
         if len(names) > 1:
             axis.legend(fontsize="small")
+        if title == "loss" and all(line[name] > 0 for line in metrics for name in names if name in line):
+            axis.set_yscale("log")
     tensors = sorted(summary["export"]["tensors"], key=lambda row: row["bytes"])[-20:]
-    axes[-1].barh([row["name"] for row in tensors], [row["bytes"] for row in tensors])
-    axes[-1].set(title="bytes in the export")
+    last = axes[len(groups)]
+    last.barh([row["name"] for row in tensors], [row["bytes"] for row in tensors])
+    last.set(title="bytes in the export")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg")
     pyplot.close(figure)

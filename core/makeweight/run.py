@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter, strftime
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from . import data as datasets
@@ -41,6 +43,7 @@ def run(configuration: Configuration) -> dict[str, Any]:
         model, data.train, data.validation, configuration.plugins, options=options, stages=configuration.stages,
         task=task, out=out, resume=options.resume, accelerator=accelerator,
     )  # fmt: skip
+    check_call(options, trainer)
     plan = trainer.set_up()
     if options.dry_run:
         print_plan(trainer.journal.console, configuration.resolved(), plan, trainer)
@@ -87,6 +90,9 @@ def run_directory(options: Options, name: str) -> Path:
     first = int(os.environ.get("RANK", 0)) == 0  # the other processes may come when it has begun to write
     if first and not options.resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: there is something already: go on with --resume, or name another directory")
+    above = next(parent for parent in (out.absolute(), *out.absolute().parents) if os.path.lexists(parent))
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise UsageError(f"--out {out}: expected a directory that can be written, {above} is none")
     return out
 
 
@@ -122,7 +128,24 @@ def build_model(options: Options, data: datasets.Data) -> Any:
     return model
 
 
-def json_text(value: Any) -> str:
-    import json
+def check_call(options: Options, trainer: Trainer) -> None:
+    """Call a model that was named on a first batch. Raises UsageError when it takes no images of that size.
 
+    A model of the user's own is left to fail with its own traceback.
+    """
+    if models.is_reference(options.model):
+        return
+    batch = trainer.sample_batch()
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            trainer.task.forward(trainer.model.eval(), batch)
+    except Exception as error:
+        size = "x".join(map(str, batch[0].shape[1:]))
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"model {options.model} takes no {size} images ({reason}): try --image-size 224") from error
+    finally:
+        trainer.model.train()
+
+
+def json_text(value: Any) -> str:
     return json.dumps(value, indent=2) + "\n"
