@@ -86,9 +86,10 @@ def _words(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
         key, equals, value = word[2:].partition("=")
         key = key.replace("-", "_")
         if not equals:
+            plugins_own = "." in key  # which of its options are flags is not known yet
             flag = key == "help" or type_of(Options, key) is bool
             missing = not rest or rest[0].startswith("--")
-            if missing and not flag:
+            if missing and not flag and not plugins_own:
                 raise UsageError(f"{dashed(key)} is given no value")
             value = "true" if missing or (flag and rest[0] not in ("true", "false")) else rest.pop(0)
         yield key, value

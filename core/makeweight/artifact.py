@@ -99,6 +99,8 @@ def decode(artifact: Artifact, model: nn.Module | None, path: str | Path) -> Art
             plugins.call(name, "on_load", artifact=artifact, model=model)
     except MakeweightError as error:
         raise MakeweightError(f"{path}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise MakeweightError(f"{path} is not as its plugins wrote it: {type(error).__name__}: {error}") from error
     return artifact
 
 

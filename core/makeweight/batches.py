@@ -61,13 +61,21 @@ def as_dataset(data: Any, what: str) -> Tensors | Dataset[Any]:
         return data
     if isinstance(data, TensorDataset):
         return Tensors(data.tensors)
-    if isinstance(data, (tuple, list)) and data and all(isinstance(column, Tensor) for column in data):
-        return Tensors(tuple(data))
+    if isinstance(data, (tuple, list)) and data and all(isinstance(column, Tensor | np.ndarray) for column in data):
+        if len(data) != 2:
+            raise UsageError(f"{what} has {len(data)} tensors: expected (x, y), or a mapping of tensors by name")
+        return Tensors(tuple(torch.as_tensor(column) for column in data))
     if isinstance(data, Mapping) and data and all(isinstance(column, Tensor) for column in data.values()):
         return Tensors(dict(data))
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return data
     raise UsageError(f"{what} is a {type(data).__name__}: expected tensors, or a data set with a length and items")
+
+
+def find_first_tensor(example: Any) -> Tensor:
+    """The first tensor of an example (x, y) or mapping."""
+    first = next(iter(example.values())) if isinstance(example, Mapping) else example[0]
+    return first[0] if isinstance(first, (tuple, list)) else torch.as_tensor(first)
 
 
 class _Seeded(Dataset[Any]):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .errors import MakeweightError
@@ -95,7 +96,7 @@ def load(path: Path) -> dict[str, Any]:
             name: join_tensors(json.loads((path / f"{name}.json").read_text()), load_file(path / f"{name}.safetensors"))
             for name in names
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise MakeweightError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
 
 

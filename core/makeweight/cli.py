@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
 from .errors import MakeweightError, UsageError, did_you_mean
@@ -31,13 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `trainer` with these words, those of the process unless given. Returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if words == ["--version"]:
+            print(f"makeweight {version('makeweight')}")
+            return 0
+        if words == ["help"]:
+            words = ["--help"]
         if words and not words[0].startswith("-"):
             return run_verb(words[0], words[1:])
         train(words)
         return 0
     except MakeweightError as error:
-        if isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0":
-            return error.exit_code  # the first process has said it
+        if isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0":
+            return error.exit_code  # the machine's first process has said it
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"trainer: error: {error}{notes}", file=sys.stderr)
         return error.exit_code

@@ -126,6 +126,5 @@ class Report:
             write_report(arguments.run)
             print_summary(console(), read_run(arguments.run)[0], arguments.run)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise MakeweightError(
-                f"{arguments.run}: summary.json, metrics.jsonl or config.yaml is damaged: {type(error).__name__}: {error}"
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise MakeweightError(f"{arguments.run}: its summary, metrics or config is damaged: {reason}") from error

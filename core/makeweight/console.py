@@ -15,7 +15,9 @@ PLAIN_WIDTH = 160
 def console(quiet: bool = False) -> Console:
     """A console on standard output as it is now."""
     width = None if sys.stdout.isatty() else PLAIN_WIDTH
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=quiet, width=width)
+    return Console(
+        file=sys.stdout, highlight=False, soft_wrap=True, quiet=quiet, width=width, markup=False, emoji=False
+    )
 
 
 def print_table(target: Console, header: list[str], rows: list[list[str]], numbers: bool = True) -> None:

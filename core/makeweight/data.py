@@ -36,7 +36,8 @@ class Data:
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one example: (C, H, W) for images; empty where a batch is a mapping."""
         first = self.train[0]
-        return tuple(first[0].shape) if isinstance(first, (tuple, list)) else ()
+        image = first[0] if isinstance(first, (tuple, list)) else None
+        return tuple(image.shape) if isinstance(image, Tensor) else ()
 
 
 # Mean and standard deviation by channel of pixels in 0..1, over each training set.

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, convert_outputs_to_fp32, find_batch_size
 from torch import nn
 
 from .batches import Batches
@@ -21,21 +21,21 @@ def evaluate(
     With an accelerator it runs in the training's precision and its result is reduced over the processes.
     """
     training = model.training
-    sums = torch.zeros(3, dtype=torch.float64, device=batches.device)  # metric, loss, examples
+    sums = torch.zeros(3, dtype=torch.float64)  # metric, loss, examples
     measured = True
     model.eval()
     with torch.no_grad():
         for batch in batches.in_order():
             with accelerator.autocast() if accelerator else nullcontext():
-                output = task.forward(model, batch)
+                output = convert_outputs_to_fp32(task.forward)(model, batch)
             values = task.metric(output, target_of(batch))
             measured = measured and values is not None
-            examples = len(next(iter(batch.values())) if hasattr(batch, "values") else batch[0])
-            total = values.double().sum() if values is not None else 0.0
-            sums += torch.tensor([total, task.loss(batch, output).double() * examples, examples], device=sums.device)
+            examples = find_batch_size(batch)
+            total = 0.0 if values is None else float(values.sum())
+            sums += torch.tensor([total, float(task.loss(batch, output)) * examples, examples], dtype=sums.dtype)
     model.train(training)
     if accelerator is not None and batches.processes > 1:
-        sums = accelerator.reduce(sums, "sum")
+        sums = accelerator.reduce(sums.to(accelerator.device), "sum")
     metric, loss, examples = sums.tolist()
     return ({task.metric_name: metric / examples} if measured else {}) | {"loss": loss / examples}
 

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .errors import MakeweightError
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it is synced and renamed to `path` at the end, and removed on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A path beside `path` to write to; it is synced and renamed to `path` at the end, and removed on an error.
+
+    Raises MakeweightError where it cannot be written.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         sync(aside)
         aside.replace(path)
         sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise MakeweightError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

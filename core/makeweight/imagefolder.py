@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .data import Data
 from .errors import UsageError
-from .images import Images, resized
+from .images import MEMORY, Images, resized
 
-MEMORY = 2 << 30
-"""bytes of float32 images of one split up to which it is held in memory"""
+LARGEST = 224
+"""height and width to which photographs are brought unless --image-size says otherwise"""
 
 
 def read_folder(root: Path, image_size: int | None, smallest: int) -> tuple[Data, int]:
@@ -36,7 +36,7 @@ def read_folder(root: Path, image_size: int | None, smallest: int) -> tuple[Data
             raise UsageError(
                 f"image folder {root}: train and {name} differ in class {odd!r}: expected the same classes"
             )
-    size = image_size or max(smallest, _smaller_side(train.samples[0][0]))
+    size = image_size or max(smallest, min(LARGEST, _smaller_side(train.samples[0][0])))
     largest = max(len(split) for split in splits.values())
     if 3 * 4 * size * size * largest <= MEMORY:
         splits = {name: _in_memory(split, size) for name, split in splits.items()}

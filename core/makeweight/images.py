@@ -17,6 +17,10 @@ Statistics = tuple[list[float], list[float]]
 """mean and standard deviation by channel, of pixels in 0..1"""
 
 
+MEMORY = 2 << 30
+"""bytes of float32 images of one split up to which it is held in memory"""
+
+
 @dataclass
 class Images:
     """Images in memory: uint8 [N, C, H, W] and their classes, int64 [N]."""
@@ -50,7 +54,8 @@ class Transformed(Dataset[Any]):
 
 def ready(data: Any, statistics: Statistics, size: int, augment: str = "none") -> Any:
     """A split with images [C, size, size], normalised and augmented: in memory as float32, or read one by one."""
-    if not isinstance(data, Images):
+    fits = isinstance(data, Images) and 4 * data.pixels.shape[1] * size * size * len(data) <= MEMORY
+    if not fits:
         return Transformed(data, file_transform(size, statistics, augment))
     pixels = data.pixels
     if pixels.shape[-2:] != (size, size):
@@ -82,7 +87,7 @@ def auto_transform(size: int, statistics: Statistics) -> Any:
 
 
 def file_transform(size: int, statistics: Statistics, augment: str) -> Any:
-    """What is done to one image (PIL) that was read from a file."""
+    """What is done to one image (PIL, or uint8 [C, H, W]) that is read when it is needed."""
     from torchvision.transforms import v2
 
     tail = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*statistics)]
@@ -96,7 +101,7 @@ def file_transform(size: int, statistics: Statistics, augment: str) -> Any:
 
 
 def resized(size: int) -> Any:
-    """PIL image → uint8 [C, size, size]: the shorter side resized, the middle cut out."""
+    """PIL image or uint8 tensor → uint8 [C, size, size]: the shorter side resized, the middle cut out."""
     from torchvision.transforms import v2
 
     return v2.Compose([v2.PILToTensor(), v2.Resize(size, antialias=True), v2.CenterCrop(size)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -22,6 +24,7 @@ class Signals:
     def __init__(self) -> None:
         self.received = 0
         self._before: dict[int, Any] = {}
+        self._holding = False
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
@@ -33,7 +36,16 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Further signals wait: a launcher sends one to each process when the first has ended."""
+        self._holding = True
+        yield
+        self._holding = False
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._holding:
+            return
         if self.received:
             raise KeyboardInterrupt
         self.received = number

@@ -26,7 +26,7 @@ class Journal:
 
     def say(self, text: str) -> None:
         """A line for people."""
-        self.console.print(text, markup=False)
+        self.console.print(text)
 
     def warn(self, text: str) -> None:
         """A line on standard error."""

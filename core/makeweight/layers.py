@@ -5,7 +5,6 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from .errors import UsageError, did_you_mean
@@ -14,12 +13,19 @@ KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.modules.conv._ConvNd)
 Value = TypeVar("Value")
 
 
-def layers(model: nn.Module, glob: str = "*", kinds: tuple[type[nn.Module], ...] = KINDS) -> dict[str, nn.Module]:
-    """The layers (every Linear and Conv unless `kinds` says otherwise) whose name matches, in the model's order.
+def weight_name(layer: str) -> str:
+    """The name of a layer's weight in the state dict; the layer '' is the model itself."""
+    return f"{layer}.weight" if layer else "weight"
+
+
+def layers(model: nn.Module, glob: str = "*") -> dict[str, nn.Module]:
+    """The layers (every Linear and Conv) whose name matches, in the model's order; one of those with a tied weight.
 
     Raises UsageError when there is none.
     """
-    named = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    named = {name: module for name, module in model.named_modules() if isinstance(module, KINDS)}
+    firsts = {id(leaf_weight(module)): name for name, module in reversed(named.items())}
+    named = {name: module for name, module in named.items() if firsts.get(id(leaf_weight(module))) == name}
     found = {name: module for name, module in named.items() if fnmatchcase(name, glob)}
     if not found:
         raise UsageError(f"no layer matches {glob!r}: {did_you_mean(glob, named)}")
@@ -43,12 +49,3 @@ def leaf_weight(module: nn.Module) -> nn.Parameter:
         weight = module.parametrizations["weight"].original  # type: ignore[index,union-attr]
     assert weight is not None
     return weight
-
-
-def multiply_accumulates(model: nn.Module, batch: torch.Tensor) -> int:
-    """Multiply-accumulates of one example: half of the floating-point operations that torch counts."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(batch[:1])
-    return counter.get_total_flops() // 2

@@ -85,7 +85,10 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int | None, seed
         if is_reference(name):
             return _from_reference(name, input_shape, num_classes)
         if num_classes is None or len(input_shape) != 3:
-            raise UsageError(f"model {name} needs images and classes, the data has examples of shape {input_shape}")
+            raise UsageError(
+                f"model {name} needs images [C, H, W] and the number of classes: the data gives "
+                f"{list(input_shape)} and {num_classes}; it may return makeweight.data.Data(train, test, num_classes=…)"
+            )
         if name in OWN:
             return OWN[name](input_shape, num_classes)
         if name.startswith("timm:"):

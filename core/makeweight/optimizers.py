@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,23 @@ def build_optimizer(parameters: Iterable[nn.Parameter], options: StageOptions) -
     if options.optimizer == "adamw":
         return torch.optim.AdamW(trained, **common)  # type: ignore[arg-type]
     return torch.optim.SGD(trained, momentum=options.momentum, nesterov=options.momentum > 0, **common)  # type: ignore[arg-type]
+
+
+def checked_state(optimizer: torch.optim.Optimizer, saved: Any) -> dict[str, Any]:
+    """A state dict with the tensors of a saved one and the groups of this optimizer.
+
+    Raises ValueError where a tensor has not the shape of its parameter: fused kernels would write beyond it.
+    """
+    own = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, state in saved["state"].items():
+        for name, tensor in state.items():
+            expected = () if name == "step" else parameters[number].shape
+            if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != tuple(expected):
+                raise ValueError(f"{name} of parameter {number} has not the shape {list(expected)}")
+            if not tensor.is_floating_point():
+                raise ValueError(f"{name} of parameter {number} is of {tensor.dtype}")
+    return {"state": saved["state"], "param_groups": own["param_groups"]}
 
 
 def learning_rate(options: StageOptions, done: float) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import UsageError
 
@@ -12,6 +12,16 @@ def require(condition: bool, option: str, given: object, expected: str) -> None:
     """Raise UsageError in the one form that errors about options have: `option given: expected …`."""
     if not condition:
         raise UsageError(f"{option} {given}: expected {expected}")
+
+
+def check_choices(options: object, prefix: str = "") -> None:
+    """Raise UsageError where a field that is one of several words, a Literal, holds another."""
+    if not is_dataclass(options):
+        return
+    for name, kind in get_type_hints(type(options)).items():
+        if get_origin(kind) is Literal:
+            value = getattr(options, name)
+            require(value in get_args(kind), prefix + name, value, f"one of {', '.join(map(str, get_args(kind)))}")
 
 
 @dataclass
@@ -40,6 +50,7 @@ class StageOptions:
     """largest norm of the gradient over all parameters; off unless given"""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         require(self.lr is None or self.lr > 0, "lr", self.lr, "a number above 0")
         require(0 <= self.momentum < 1, "momentum", self.momentum, "0 <= momentum < 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -12,6 +12,7 @@ import pluggy
 
 from . import hookspecs
 from .errors import UsageError, did_you_mean
+from .options import Options, check_choices
 
 GROUP = "makeweight"
 COMMANDS = "makeweight.commands"
@@ -46,6 +47,12 @@ def load_class(name: str) -> type:
     if not (isinstance(cls, type) and is_dataclass(cls)):
         raise UsageError(f"{where}: {installed()[name].value!r} must be a dataclass")
     check_hooks(cls, where)
+    if needed := [each.name for each in fields(cls) if each.init and each.default is each.default_factory is MISSING]:
+        raise UsageError(
+            f"{where}: option {needed[0]!r} has no default: files are read with a plugin as it is by default"
+        )
+    if name in Options.__dataclass_fields__:
+        raise UsageError(f"{where}: an option of the trainer has the same name")
     return cls
 
 
@@ -62,7 +69,7 @@ def check_hooks(cls: type, where: str) -> None:
             raise UsageError(f"{where}: {name!r} looks like a hook but is none: {fix}")
         if marked:
             hooks += 1
-            if method.makeweight_impl["wrapper"] and not inspect.isgeneratorfunction(method):
+            if vars(method)["makeweight_impl"]["wrapper"] and not inspect.isgeneratorfunction(method):
                 raise UsageError(f"{where}: wrapper {name!r} must yield once: 'loss = yield', then 'return loss'")
             unknown = set(inspect.signature(method).parameters) - specs[name] - {"self"}
             if unknown:
@@ -136,6 +143,7 @@ class Plugins:
             self.manager.register(step, "core")  # pluggy calls the last registered first: the core's step is innermost
         for name, plugin in reversed(named.items()):
             check_hooks(type(plugin), f"plugin {name!r}")
+            check_choices(plugin, f"{name}.")
             self.manager.register(plugin, name)
         self.manager.check_pending()
         self.hook = self.manager.hook

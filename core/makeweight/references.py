@@ -1,4 +1,7 @@
-"""`package.module:name`, as options and recipes write it. Nothing that is read from a file reaches this module."""
+"""`package.module:name`, as options and recipes write it.
+
+What a recipe names is trusted like a command line; nothing that a model file or a checkpoint holds comes here.
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def shape_text(shape: list[int]) -> str:
 def sizes(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table of sizes: header and rows. The metric is shown in percent where it is the accuracy."""
     export = summary["export"]
-    metric = "accuracy" if "accuracy" in export else next(key for key in summary if key != "loss")
+    metric = summary["metric"]
     show = percent if metric == "accuracy" else lambda value: "" if value is None else f"{value:.5g}"
     rows = [["dense float32", f"{export['dense_bytes']:,}", "1.0", show(summary.get(metric))]]
     for name, size in export["controls"].items():
@@ -57,19 +57,19 @@ def print_summary(console: Console, summary: dict[str, Any], out: Path) -> None:
     """The table at the end of a run."""
     header, rows = sizes(summary)
     print_table(console, header, rows)
-    console.print(f"{summary['steps']} steps in {summary['seconds']:.0f} s; see {out}/report.html", markup=False)
+    console.print(f"{summary['steps']} steps in {summary['seconds']:.0f} s; see {out}/report.html")
 
 
 def print_plan(console: Console, resolved: dict[str, Any], plan: dict[str, str | None], trainer: Trainer) -> None:
     """What a run would do."""
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    console.print(f"model {resolved['model']}: {parameters:,} parameters", markup=False)
-    console.print(f"data {resolved['data']}: {trainer.batches.examples:,} training examples", markup=False)
+    console.print(f"model {resolved['model']}: {parameters:,} parameters")
+    console.print(f"data {resolved['data']}: {trainer.batches.examples:,} training examples")
     for number, stage in enumerate(trainer.stages, 1):
         steps = stage.options.epochs * trainer.steps_per_epoch
-        console.print(f"stage {number}: {stage.options.epochs} epochs, {steps:,} steps", markup=False)
+        console.print(f"stage {number}: {stage.options.epochs} epochs, {steps:,} steps")
     for name, said in plan.items():
-        console.print(f"{name}: {said or 'says nothing of what it touches'}", markup=False)
+        console.print(f"{name}: {said or 'says nothing of what it touches'}")
 
 
 def write_report(out: Path) -> Path:

@@ -57,10 +57,11 @@ def run(configuration: Configuration) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     if artifact is not None:
         trainer.journal.say("reading the export back, and measuring it")
-        name = task.metric_name
+        name = task.metric_name if task.metric_name in accuracy else "loss"
         summary = {
-            name: accuracy.get(name),
+            name: accuracy[name],
             "loss": accuracy["loss"],
+            "metric": name,
             "seconds": round(perf_counter() - started, 3),
             "steps": trainer.step,
             "processes": accelerator.num_processes,
@@ -103,6 +104,8 @@ def make_accelerator(options: Options, out: Path) -> Accelerator:
     except ValueError as error:
         what = f"--tracker {options.tracker}" if options.tracker else f"--precision {options.precision}"
         raise UsageError(f"{what}: {str(error).splitlines()[0]}") from error
+    if options.precision == "fp16" and accelerator.device.type == "cpu":
+        raise UsageError("--precision fp16: expected a GPU for it; bf16 works on a CPU")
     if options.tracker and not accelerator.log_with:
         raise UsageError(f"--tracker {options.tracker}: it is not installed: pip install {options.tracker}")
     return accelerator

@@ -36,14 +36,14 @@ def generator(*counters: int) -> torch.Generator:
 
 
 def sample_noise(indices: torch.Tensor, draws: int, *counters: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1), float64 [len(indices), draws], that depend on each index and the counters alone."""
+    """Uniform numbers in [0, 1), float32 [len(indices), draws], that depend on each index and the counters alone."""
     start = torch.tensor(mix(*counters), dtype=torch.int64, device=indices.device)
     state = (start + indices[:, None] * _signed(_FIRST)) + torch.arange(1, draws + 1, device=indices.device) * _signed(
         _GOLDEN
     )
     state = (state ^ _shifted(state, 30)) * _signed(_FIRST)
     state = (state ^ _shifted(state, 27)) * _signed(_SECOND)
-    return _shifted(state ^ _shifted(state, 31), 11).double() / (1 << 53)
+    return _shifted(state ^ _shifted(state, 31), 40).float() / (1 << 24)
 
 
 def _signed(number: int) -> int:

@@ -36,6 +36,8 @@ def untied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def restore(model: nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """Copy tensors into a model. Raises MakeweightError, naming `where`, when names or shapes are another model's."""
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise MakeweightError(f"{where}: holds something else than tensors")
     own = model.state_dict()
     needed = untied(own)
     if missing := [name for name in needed if name not in tensors]:

@@ -19,7 +19,10 @@ class Sum:
         self.total = total
 
     def add(self, value: Tensor) -> None:
-        self.total = self.total + (value.item() if value.is_cpu else value.detach().double())
+        if value.is_cpu:
+            self.total = self.total + value.item()
+        else:
+            self.total = self.total + (value.detach().float() if value.is_mps else value.detach().double())
 
     def __float__(self) -> float:
         return float(self.total)
@@ -39,6 +42,13 @@ class WithAuxiliary(nn.Module):
     def __init__(self, model: nn.Module, auxiliary: nn.ModuleDict) -> None:
         super().__init__()
         self.model, self.auxiliary = model, auxiliary
+
+    def __getattr__(self, name: str) -> Any:
+        """What a user's own call of the model asks for beside calling it."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         return self.model(*inputs, **named)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def export_summary(
         "bytes": size,
         "dense_bytes": len(plain),
         "ratio": round(len(plain) / size, 3),
-        metric: metrics.get(metric),
+        metric: metrics[metric],
         "loss": metrics["loss"],
         "controls": controls(plain),
         "tensors": [tensor_facts(name, tensor, written.sizes.get(name)) for name, tensor in dense.items()],
@@ -54,7 +53,7 @@ def tensor_facts(name: str, tensor: torch.Tensor, coded: int | None = None) -> d
         "name": name,
         "shape": list(tensor.shape),
         "dtype": str(tensor.dtype).removeprefix("torch."),
-        "density": round(int(torch.count_nonzero(tensor)) / count, 6),
+        "density": round(nonzeros(tensor) / count, 6),
         "bits_per_weight": round(8 * size / count, 4),
         "bytes": size,
     }
@@ -62,15 +61,23 @@ def tensor_facts(name: str, tensor: torch.Tensor, coded: int | None = None) -> d
 
 def value_facts(tensor: torch.Tensor) -> dict[str, Any]:
     """How many distinct bit patterns a tensor has, and their order-0 entropy in bits."""
-    widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    flat = tensor.contiguous().flatten()
-    patterns = (
-        flat.view(widths[flat.element_size()]) if flat.element_size() in widths and not flat.is_complex() else flat
-    )
-    counts = torch.unique(patterns, return_counts=True)[1].double()
+    counts = torch.unique(patterns(tensor), return_counts=True)[1].double()
     shares = counts / max(float(counts.sum()), 1.0)
     entropy = float(-(shares * shares.log2()).sum()) if len(counts) else 0.0
-    return {
-        "distinct": len(counts),
-        "entropy": round(entropy if not math.isclose(entropy, 0, abs_tol=1e-12) else 0.0, 4),
-    }
+    return {"distinct": len(counts), "entropy": round(max(entropy, 0.0), 4) + 0.0}
+
+
+def patterns(tensor: torch.Tensor) -> torch.Tensor:
+    """The bits of each element as an integer, whatever the dtype: [elements]."""
+    widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    flat = tensor.contiguous().reshape(-1)
+    return flat.view(widths[flat.element_size()]) if flat.element_size() in widths else flat
+
+
+def nonzeros(tensor: torch.Tensor) -> int:
+    """The elements that are not zero; -0.0 is zero."""
+    if tensor.is_floating_point():
+        tensor = tensor.float() if tensor.element_size() < 4 else tensor
+    elif not tensor.is_complex():
+        tensor = patterns(tensor)
+    return int(torch.count_nonzero(tensor))

@@ -31,14 +31,17 @@ def logits_of(output: Any) -> Any:
 
 
 def correct(output: Any, target: Any) -> Tensor | None:
-    """For each example whether the largest logit is the target's (the share of pixels where there are many), [B].
+    """For each example whether the largest logit is the target's (the share of pixels or tokens where there are many).
 
-    None where the targets are no classes.
+    Classes are the second dimension of a tensor of logits, and the last one of an object that has logits, as Hugging
+    Face's have; targets of -100 do not count. Returns [B], None where the targets are no classes.
     """
     logits = logits_of(output)
     if not isinstance(target, Tensor) or target.is_floating_point() or logits.ndim != target.ndim + 1:
         return None
-    return (logits.argmax(1) == target).float().reshape(len(target), -1).mean(1)
+    right = (logits.argmax(1 if logits is output else -1) == target).float().reshape(len(target), -1)
+    counted = (target != -100).reshape(len(target), -1)
+    return (right * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 
 def default_criterion(output: Any, target: Any) -> Tensor:
@@ -59,7 +62,11 @@ class Task:
 
     @property
     def metric_name(self) -> str:
-        return "accuracy" if self.metric is correct else self.metric.__name__.lower()
+        return (
+            "accuracy"
+            if self.metric is correct
+            else getattr(self.metric, "__name__", type(self.metric).__name__).lower()
+        )
 
     def loss(self, batch: Any, output: Any) -> Tensor:
         return self.criterion(output, target_of(batch))

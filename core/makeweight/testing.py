@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from .plugins import load_class
@@ -56,7 +57,7 @@ class PluginConformance:
     """What holds for every plugin. Set `name`, and `options` that make it do something in two steps."""
 
     name: ClassVar[str]
-    options: ClassVar[Mapping[str, Any]] = {}
+    options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def words(self, out: Path, *more: str) -> list[str]:
         """A run of two batches with the plugin on."""

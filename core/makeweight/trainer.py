@@ -20,14 +20,14 @@ from . import artifact as artifacts
 from . import checkpoint
 from .arguments import Stage
 from .artifact import Artifact
-from .batches import Batches, as_dataset
-from .errors import MakeweightError
+from .batches import Batches, as_dataset, find_first_tensor
+from .errors import MakeweightError, UsageError
 from .evaluation import evaluate, share_buffers
 from .interrupt import Interrupted, Signals
 from .journal import Journal
 from .layers import layers
-from .optimizers import build_optimizer, learning_rate
-from .options import LoopOptions
+from .optimizers import build_optimizer, checked_state, learning_rate
+from .options import LoopOptions, StageOptions
 from .plugins import Plugins
 from .seeding import StepSeed, generator, mix, purpose
 from .state import exported_state, restore
@@ -36,8 +36,14 @@ from .task import Task
 
 LOG_EVERY = 50
 """steps between two looks at the losses, which wait on the device until then"""
+ENGINES = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.FSDP)
+"""what shards parameters: plugins that look weights up whole cannot work with it yet"""
+PARTS = ("trainer", "sums", "model", "auxiliary", "optimizer", "scaler", "plugins")
+"""of a checkpoint"""
 COUNTERS = ("step", "stage_number", "epoch", "position", "epochs_begun", "_stage_steps")
 """where training is, as checkpoints keep it"""
+SMALL = 3 * 64 * 64
+"""numbers in an example up to which it is evaluated in large batches"""
 AGREE_EVERY = 8
 """steps between two agreements of several processes on whether one was interrupted"""
 
@@ -64,6 +70,9 @@ class Trainer:
         self.stages = list(stages) or [Stage(self.options, self.plugins.by_name)]
         self.stage, self.stage_number = self.stages[0], 0
         self.accelerator = accelerator or Accelerator(mixed_precision=self.options.precision)
+        if self.accelerator.distributed_type in ENGINES:
+            kind = self.accelerator.distributed_type.value
+            raise UsageError(f"accelerate is set to {kind}: expected one process, or data-parallel ones (MULTI_GPU)")
         self.model = model.to(self.accelerator.device)
         self._blueprint = copy.deepcopy(model).cpu()
         self.losses: dict[str, Callable[[Any, Any], Tensor]] = {"task": self.task.loss}
@@ -87,7 +96,7 @@ class Trainer:
             self._prepare()
             for number in range(self.stage_number, len(self.stages)):
                 self._begin_stage(number)
-                while self.epoch < self.stage.options.epochs and self.stopped is None:
+                while self.epoch < self.stage.options.epochs and (self.stopped is None or self.position):
                     started = perf_counter()
                     for batches in self.batches.epoch(self.epochs_begun, self.position):
                         self._set_learning_rate()
@@ -98,7 +107,7 @@ class Trainer:
                         self._after_step()
                     self._end_epoch(perf_counter() - started)
                 self._end_stage()
-            if self.signals.received:  # while the last epoch was evaluated
+            if self._interrupted():  # while the last epoch was evaluated
                 raise Interrupted(self.signals.received)
         return self.metrics
 
@@ -109,6 +118,13 @@ class Trainer:
         self._is_set_up = True
         if self.resume and self.out is not None:
             self._saved = checkpoint.newest(self.out / "checkpoints", self.journal.warn)
+            odd = [name for name in PARTS if self._saved and not isinstance(self._saved.get(name), dict)]
+            if odd:
+                raise MakeweightError(
+                    f"checkpoint in {self.out} is damaged: its part {odd[0]!r} is missing or no table"
+                )
+            with self._fits_checkpoint("trainer"):
+                self._check_same_checkpoint()
         said = {}
         for name, plugin in self.plugins.by_name.items():
             if self._saved and name in self._saved["plugins"]:
@@ -121,21 +137,35 @@ class Trainer:
 
     def _prepare(self) -> None:
         """Hand the model to accelerate, and put back what a checkpoint holds."""
-        wrap = len(self.auxiliary) > 0 or self.options.precision != "no"  # mixed precision patches what it is given
+        mixed = self.accelerator.mixed_precision not in (None, "no")  # accelerate then patches what it is given
+        wrap = len(self.auxiliary) > 0 or mixed
         whole = WithAuxiliary(self.model, self.auxiliary) if wrap else self.model
         self._parameters = [parameter for parameter in whole.parameters() if parameter.requires_grad]
         self.prepared = self.accelerator.prepare_model(whole.to(self.accelerator.device).train())
         self._seed = StepSeed(self.accelerator.device)
-        if self._saved is None:
-            return
-        restore(self.model, self._saved["model"], f"checkpoint in {self.out}")
-        restore(self.auxiliary, self._saved["auxiliary"], f"checkpoint in {self.out}")
+        if self._saved is not None:
+            self._restore(self._saved)
+        if self.resume:
+            self.journal.forget_after(self.step)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Weights and counters of a checkpoint; the optimizer's state waits for the stage to begin."""
+        with self._fits_checkpoint("model"):
+            restore(self.model, saved["model"], f"checkpoint in {self.out}")
+            restore(self.auxiliary, saved["auxiliary"], f"checkpoint in {self.out}")
         with self._fits_checkpoint("trainer"):
             for counter in COUNTERS:
-                setattr(self, counter, int(self._saved["trainer"][counter]))
-            self.stopped, self.metrics = self._saved["trainer"]["stopped"], self._saved["trainer"]["metrics"]
-            self._sums.update({name: Sum(float(total)) for name, total in self._saved["sums"].items()})
-        self.journal.forget_after(self.step)
+                value = int(saved["trainer"][counter])
+                if not 0 <= value < 1 << 53:
+                    raise ValueError(f"{counter} is {value}")
+                setattr(self, counter, value)
+            if self.position > self.steps_per_epoch:
+                raise ValueError(f"step {self.position} of an epoch of {self.steps_per_epoch}")
+            self.stopped, self.metrics = saved["trainer"]["stopped"], dict(saved["trainer"]["metrics"])
+            processes, mine = self.accelerator.num_processes, self.accelerator.process_index
+            for name, shares in saved["sums"].items():
+                whole = len(shares) == processes
+                self._sums[name] = Sum(float(shares[mine] if whole else sum(shares) / len(shares)))
 
     def _begin_stage(self, number: int) -> None:
         """A new optimizer, and the stage's options in the plugins; the rest only where the stage begins anew."""
@@ -147,14 +177,13 @@ class Trainer:
         optimizer = self.accelerator.prepare_optimizer(build_optimizer(self._parameters, self.stage.options))
         self.optimizer: torch.optim.Optimizer = optimizer.optimizer
         # Accelerate's wrappers cost more than a tiny network's step: its `backward` divides by one, and adds a node to
-        # the graph for it. Only a gradient scaler and the engines with a backward of their own need them.
-        engines = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-        wrapped = self.accelerator.scaler is not None or self.accelerator.distributed_type in engines
-        self._update = optimizer if wrapped else self.optimizer
-        self._run_backward = self.accelerator.backward if wrapped else Tensor.backward
+        # the graph for it. Only a gradient scaler needs them.
+        scaled = self.accelerator.scaler is not None
+        self._update = optimizer if scaled else self.optimizer
+        self._run_backward = self.accelerator.backward if scaled else Tensor.backward
         if self._saved is not None:
             with self._fits_checkpoint("optimizer"):
-                self.optimizer.load_state_dict(self._saved["optimizer"])
+                self.optimizer.load_state_dict(checked_state(self.optimizer, self._saved["optimizer"]))
                 if self.accelerator.scaler is not None and self._saved["scaler"]:
                     self.accelerator.scaler.load_state_dict(self._saved["scaler"])
             self._saved = None
@@ -172,14 +201,17 @@ class Trainer:
         """One optimizer step over its micro-batches: the mean of their losses, detached."""
         for parameter in self._parameters:  # a tenth of the time of optimizer.zero_grad
             parameter.grad = None
+        losses = []
         for batch in batches[:-1]:
             with self.accelerator.no_sync(self.prepared):
-                self._backward(batch, len(batches))
+                losses.append(self._backward(batch, len(batches)))
         loss = self._backward(batches[-1], len(batches))
         if self.stage.options.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self._parameters, self.stage.options.clip_norm)
+            if self.accelerator.scaler is not None:
+                self.accelerator.unscale_gradients(self._update)  # accelerate's clipping unscales older stages' too
+            nn.utils.clip_grad_norm_(self._parameters, self.stage.options.clip_norm)
         self._update.step()
-        return loss
+        return torch.stack([*losses, loss]).mean() if losses else loss
 
     def _backward(self, batch: Any, micro_batches: int) -> Tensor:
         output = self.task.forward(self.prepared, batch)
@@ -197,18 +229,22 @@ class Trainer:
         self._stage_steps += 1
         if self.step % LOG_EVERY == 0:
             self._look()
-        every = self.options.checkpoint_every
-        if every is not None and self.step % every == 0:
+        if self.position < self.steps_per_epoch and self._checkpoint_is_due():  # else the epoch's end writes it
             self.save()
-        if self._interrupted():
-            self.save()
+        if (self.accelerator.num_processes == 1 or self.step % AGREE_EVERY == 0) and self._interrupted():
+            with self.signals.held():
+                self.save()
+                self.accelerator.wait_for_everyone()
             raise Interrupted(self.signals.received)
 
+    def _checkpoint_is_due(self) -> bool:
+        every = self.options.checkpoint_every
+        return every is not None and self.step % every == 0
+
     def _interrupted(self) -> bool:
+        """Whether any process was told to stop: all of them must ask at the same time."""
         if self.accelerator.num_processes == 1:
             return self.signals.received != 0
-        if self.step % AGREE_EVERY:
-            return False
         flag = torch.tensor([self.signals.received], device=self.accelerator.device)
         self.signals.received = int(self.accelerator.gather(flag).max())
         return self.signals.received != 0
@@ -230,6 +266,8 @@ class Trainer:
         means = self._over_processes(self._look())
         metrics = {f"train_{name}": value for name, value in means.items()} | {"train_loss": sum(means.values())}
         metrics |= {} if self.eval_batches is None else self.evaluate()
+        if not all(math.isfinite(value) for value in metrics.values()):
+            raise MakeweightError(f"the loss is not finite after step {self.step}: try a lower --lr or --clip-norm")
         metrics |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
         self.epoch += 1
         self.epochs_begun += 1
@@ -240,7 +278,8 @@ class Trainer:
         self.metrics = metrics
         self.log(metrics)
         self.journal.epoch(self.epoch, metrics)
-        if self.options.checkpoint_every is None or self.stopped or self.epoch == self.stage.options.epochs:
+        over = self.stopped is not None or self.epoch == self.stage.options.epochs
+        if over or self.options.checkpoint_every is None or self._checkpoint_is_due():
             self.save()
 
     def _over_processes(self, values: dict[str, float]) -> dict[str, float]:
@@ -264,6 +303,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint into the run directory, on the main process."""
+        shares = self._shares()
         if self.out is None or not self.accelerator.is_main_process:
             return
         states = {
@@ -272,13 +312,31 @@ class Trainer:
         scaler = self.accelerator.scaler
         checkpoint.save(self.out / "checkpoints", self.step, {
             "trainer": {name: getattr(self, name) for name in (*COUNTERS, "stopped", "metrics")},
-            "sums": {name: float(total) for name, total in self._sums.items()},
+            "sums": shares,
             "model": self.model.state_dict(),
             "auxiliary": self.auxiliary.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
             "plugins": states,
         })  # fmt: skip
+
+    def _shares(self) -> dict[str, list[float]]:
+        """The sums of the losses so far of each process: they go on from their own when training is resumed."""
+        if not self._sums:
+            return {}
+        local = torch.tensor([[float(total) for total in self._sums.values()]], dtype=torch.float64)
+        if self.accelerator.num_processes > 1:
+            local = self.accelerator.gather(local.to(self.accelerator.device)).cpu()  # [processes, losses]
+        return dict(zip(self._sums, local.T.tolist(), strict=True))
+
+    def _check_same_checkpoint(self) -> None:
+        """Raise MakeweightError when processes on several machines do not see the same run directory."""
+        step = -1 if self._saved is None else int(self._saved["trainer"]["step"])
+        steps = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).unique().tolist()
+        if len(steps) > 1:
+            raise MakeweightError(
+                f"{self.out}: processes see checkpoints of steps {steps}: it must be on a shared disk"
+            )
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
         """The metric and the loss of the model on the evaluation data, or on other data, over all processes."""
@@ -306,7 +364,14 @@ class Trainer:
 
     @property
     def test_batch_size(self) -> int:
-        return max(self.options.batch_size, 500)
+        """Examples in a batch of an evaluation: more than in training where they are small."""
+        first = find_first_tensor(self.batches.data[0])
+        return max(self.options.batch_size, 500) if first.numel() <= SMALL else self.options.batch_size
+
+    def staged(self, plugin: object) -> list[tuple[StageOptions, Any]]:
+        """For each stage its options, and an instance of this plugin's class that holds the plugin's own in it."""
+        name = next(name for name, each in self.plugins.by_name.items() if each is plugin)
+        return [(stage.options, stage.plugins[name]) for stage in self.stages]
 
     def layers(self, glob: str = "*") -> dict[str, nn.Module]:
         """The model's Linear and Conv layers whose name matches. Raises UsageError when there is none."""
@@ -348,7 +413,7 @@ class Trainer:
     def _fits_checkpoint(self, part: str) -> Iterator[None]:
         try:
             yield
-        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise MakeweightError(f"checkpoint in {self.out} does not fit this run's {part}: {reason}") from error
 

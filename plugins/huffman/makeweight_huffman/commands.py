@@ -77,6 +77,8 @@ def _read(path: Path) -> Artifact:
 
 def _target(arguments: argparse.Namespace, suffix: str) -> Path:
     if arguments.output is not None:
+        if arguments.output.exists() and arguments.output.samefile(arguments.file):
+            raise UsageError(f"-o {arguments.output}: expected another file than the one that is read")
         return Path(arguments.output)
     stem = arguments.file.name.removesuffix(".safetensors").removesuffix(".huffman")
     target: Path = arguments.file.with_name(stem + suffix)

@@ -44,18 +44,25 @@ class Distillation:
             raise UsageError(f"weight {self.weight:g}: expected 0 <= weight <= 1")
         if self.teacher_model is not None and self.teacher is None:
             raise UsageError(f"teacher_model {self.teacher_model}: expected the teacher's file too, --kd.teacher FILE")
+        self._capturing = False  # only within a training step
         self._shallow: dict[str, tuple[Tensor, Tensor]] = {}  # by section: logits and features of this micro-batch
         self._deepest: Tensor | None = None  # the features that the last classifier sees
 
     @hookimpl
     def on_init(self, trainer: Trainer) -> str:
+        for _, other in trainer.staged(self):
+            for option in ("teacher", "teacher_model", "sections"):
+                if getattr(other, option) != getattr(self, option):
+                    raise UsageError(f"kd.{option} {getattr(other, option)}: expected the same in every stage")
         return self._learn_from_itself(trainer) if self.teacher is None else self._learn_from_teacher(trainer)
 
     @hookimpl(wrapper=True)
     def on_batch(self) -> Generator[None, Any, Any]:
+        self._capturing = True
         try:
             return (yield)
         finally:  # what was captured must not outlive the step
+            self._capturing = False
             self._shallow, self._deepest = {}, None
 
     @property
@@ -89,18 +96,21 @@ class Distillation:
     def _read_teacher(self, trainer: Trainer) -> nn.Module:
         """The teacher in eval, without gradients. Raises UsageError when it knows other classes than the student."""
         from makeweight import load, load_tensors
-        from makeweight.layers import layers
+        from makeweight.batches import find_first_tensor
+        from makeweight.layers import layers, weight_name
         from makeweight.models import build
         from makeweight.task import logits_of
 
         assert self.teacher is not None
         batch = trainer.sample_batch()
-        classes = logits_of(_call(trainer, trainer.model, batch)).shape[1]
+        student = logits_of(_call(trainer, trainer.model, batch))
+        _check_logits(student)
+        classes = student.shape[1]
         if self.teacher_model is None:
             model = trainer.fresh_model()
         else:
-            model = build(self.teacher_model, tuple(batch[0].shape[1:]), classes)
-        last = f"{list(layers(model))[-1]}.weight"
+            model = build(self.teacher_model, tuple(find_first_tensor(batch).shape[1:]), classes)
+        last = weight_name(list(layers(model))[-1])
         known = load_tensors(self.teacher).get(last)
         if known is not None and known.shape[0] != classes:
             raise UsageError(f"kd.teacher {self.teacher}: it knows {known.shape[0]} classes, the student {classes}")
@@ -117,22 +127,26 @@ class Distillation:
         from .sections import find_sections
 
         model = trainer.model
-        names = find_sections(model, self.sections)
-        last = list(trainer.layers())[-1]
+        called = _called(trainer)
+        names = find_sections(model, called, self.sections)
+        last = [name for name in called if name in trainer.layers()][-1]
         seen = _outputs(trainer, [*names, last])
+        _check_logits(logits_of(seen[""]))
         logits, width = logits_of(seen[""]), pooled(seen[f"{last} input"]).shape[1]
         heads = [Head(seen[name], width, logits.shape[1]) for name in names]
         trainer.add_auxiliary("kd", nn.ModuleList(heads))
 
         def capture(name: str, head: nn.Module) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                if module.training:
-                    self._shallow[name] = head(output)
+                if self._capturing and module.training:
+                    # A copy of a feature map: an activation in place after the section would change the head's input.
+                    logits, features = head(output.clone())
+                    self._shallow[name] = logits.float(), features.float()
 
             return hook
 
         def capture_deepest(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if module.training:
+            if self._capturing and module.training:
                 self._deepest = pooled(inputs[0])
 
         for name, head in zip(names, heads, strict=True):
@@ -167,6 +181,28 @@ def _call(trainer: Trainer, model: nn.Module, batch: Any) -> Any:
         output = trainer.task.forward(model, batch)
     model.train(training)
     return output
+
+
+def _check_logits(logits: Any) -> None:
+    if logits.ndim != 2:
+        raise UsageError(f"kd: the model's output has shape {list(logits.shape)}: expected logits, [examples, classes]")
+
+
+def _called(trainer: Trainer) -> list[str]:
+    """The names of the modules in the order in which the model calls them, which need not be that of their making."""
+    called: dict[str, None] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: called.setdefault(name)
+
+    named = trainer.model.named_modules()
+    handles = [module.register_forward_hook(watch(name)) for name, module in named if name]
+    try:
+        _call(trainer, trainer.model, trainer.sample_batch())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(called)
 
 
 def _outputs(trainer: Trainer, names: list[str]) -> dict[str, Any]:

@@ -15,20 +15,22 @@ MOST = 3
 """shallow classifiers of a network that has no stages: as many as a ResNet gets"""
 
 
-def find_sections(model: nn.Module, names: Sequence[str] | None = None) -> list[str]:
-    """The names of the modules that end a section, in the order of the model; the last section ends at the output.
+def find_sections(model: nn.Module, called: Sequence[str], names: Sequence[str] | None = None) -> list[str]:
+    """The names of the modules that end a section, in the order of the calls; the last section ends at the output.
+
+    `called` are the modules' names in the order in which the model calls them.
 
     ResNets: the stages but the last. VGGs: every pooling of `features` but the last. Else: the layers (Linear, Conv)
     of a sequential network but the last one, at most three, evenly spread. `names` are globs that say it otherwise.
     Raises UsageError where a glob matches nothing, and where there is nothing to cut.
     """
-    modules = dict(model.named_modules())
+    modules = {name: model.get_submodule(name) for name in called}
     if names is not None:
         return _named(modules, names)
     stages = [name for name in modules if name.startswith("layer") and name[5:].isdigit()]
     if len(stages) > 1:
         return stages[:-1]
-    features = modules.get("features")
+    features = getattr(model, "features", None)
     if isinstance(features, nn.Sequential):
         pools = [name for name, child in features.named_children() if isinstance(child, nn.MaxPool2d)]
         if len(pools) > 1:

@@ -21,6 +21,11 @@ def trainer(*plugins: object, model: nn.Module | None = None, classes: int = 10,
     return Trainer(model, data, plugins=plugins, **{"batch_size": 32, "epochs": 2, **settings})
 
 
+def called(model: nn.Module) -> list[str]:
+    """These networks are made in the order in which they are called."""
+    return [name for name, _ in model.named_modules() if name]
+
+
 @pytest.mark.parametrize(
     ("name", "sections"),
     [
@@ -32,24 +37,25 @@ def trainer(*plugins: object, model: nn.Module | None = None, classes: int = 10,
     ],
 )
 def test_sections_are_found(name: str, sections: list[str]) -> None:
-    assert find_sections(build(name, (3, 32, 32), 10)) == sections
+    model = build(name, (3, 32, 32), 10)
+    assert find_sections(model, called(model)) == sections
 
 
 def test_sections_of_a_plain_sequential_network_are_spread_over_its_layers() -> None:
     model = nn.Sequential(*[layer for _ in range(6) for layer in (nn.Linear(4, 4), nn.ReLU())], nn.Linear(4, 2))
-    assert find_sections(model) == ["2", "6", "10"]
+    assert find_sections(model, called(model)) == ["2", "6", "10"]
 
 
 def test_named_sections_are_taken_and_unknown_ones_refused() -> None:
     model = build("resnet18", (3, 32, 32), 10)
-    assert find_sections(model, ["layer2", "layer3.0"]) == ["layer2", "layer3.0"]
+    assert find_sections(model, called(model), ["layer2", "layer3.0"]) == ["layer2", "layer3.0"]
     with pytest.raises(UsageError, match="no module matches 'layer9': did you mean"):
-        find_sections(model, ["layer9"])
+        find_sections(model, called(model), ["layer9"])
 
 
 def test_a_network_of_one_layer_has_no_sections() -> None:
     with pytest.raises(UsageError, match="name a teacher"):
-        find_sections(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+        find_sections(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), ["0", "1"])
 
 
 def test_the_trunk_is_the_same_bit_for_bit_where_the_heads_weigh_nothing() -> None:
@@ -82,12 +88,13 @@ def test_the_terms_are_those_of_the_paper() -> None:
     run = trainer(plugin)
     run.set_up()
     batch = run.sample_batch()
+    plugin._capturing = True
     output = run.model.train()(batch[0])
     shallow, deepest = dict(plugin._shallow), plugin._deepest
     assert list(shallow) == ["fc1", "fc2"]
     assert deepest is not None
     terms = {name: term(batch, output).item() for name, term in run.losses.items()}
-    assert terms["task"] == pytest.approx(float(cross_entropy(output, batch[1])))
+    assert terms["task"] == pytest.approx(cross_entropy(output, batch[1]).item())
     labels = sum(float(cross_entropy(logits, batch[1])) for logits, _ in shallow.values())
     assert terms["kd_labels"] == pytest.approx(0.8 * labels, rel=1e-6)
     soft = sum(float(divergence(logits, output, 2.0)) for logits, _ in shallow.values())
@@ -152,3 +159,33 @@ def test_a_damaged_teacher_is_refused(tmp_path: Path) -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="expected"):
         Distillation(**options)
+
+
+class Backwards(nn.Module):
+    """Makes its layers in another order than it calls them, with activations in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(32, 10)
+        self.second = nn.Conv2d(8, 32, 3, padding=1)
+        self.first = nn.Conv2d(1, 8, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.relu(self.second(self.relu(self.first(x)))).mean((2, 3)))
+
+
+def test_sections_follow_the_order_of_the_calls_and_bear_activations_in_place() -> None:
+    run = trainer(Distillation(), model=Backwards())
+    said = run.set_up()["distillation" if "distillation" in run.plugins.by_name else "kd"]
+    assert "after first, second," in str(said)
+    assert run.fit()["train_kd"] > 0
+
+
+def test_a_stage_cannot_change_the_teacher() -> None:
+    from makeweight.arguments import Stage
+    from makeweight.options import StageOptions
+
+    stages = [Stage(StageOptions(epochs=1), {"kd": Distillation(teacher="nowhere.safetensors")})]
+    with pytest.raises(UsageError, match=r"kd\.teacher nowhere\.safetensors: expected the same in every stage"):
+        trainer(Distillation(), stages=stages).set_up()

@@ -54,12 +54,16 @@ class Prune:
 
     @hookimpl
     def on_init(self, trainer: Trainer) -> str:
-        for stage in trainer.stages:
-            plugin = stage.plugins["prune"]
-            plugin.check_times(stage.options.epochs)
+        import torch
+
+        for options, plugin in trainer.staged(self):
+            plugin.check_times(options.epochs)
             plugin.targets(trainer.model)
         targets = self.targets(trainer.model)
+        layers = trainer.layers()
         for name, mask in self.masks.items():  # of a checkpoint
+            if name not in layers or mask.dtype != torch.bool or mask.shape != self._weight(trainer, name).shape:
+                raise MakeweightError(f"the checkpoint's mask of {name!r} does not fit the model")
             self.masks[name] = mask.to(self._weight(trainer, name))
         weights = sum(self._weight(trainer, name).numel() for name in targets)
         shown = ", ".join(f"{name} {target:g}" for name, target in targets.items())
@@ -99,15 +103,17 @@ class Prune:
         """Check that the sparsity asked for is there; zeros are written as +0.0: a product with a mask may be -0.0."""
         import torch
 
+        from makeweight.layers import weight_name
+
         targets = self.targets(trainer.model)
         for name in {**targets, **self.masks}:
-            tensor = artifact.tensors[f"{name}.weight"]
-            artifact.tensors[f"{name}.weight"] = torch.where(tensor == 0, 0, tensor)
+            tensor = artifact.tensors[weight_name(name)]
+            artifact.tensors[weight_name(name)] = torch.where(tensor == 0, 0, tensor)
         groups = [(list(targets), max(targets.values()))] if self.scope == "global" else [
             ([name], target) for name, target in targets.items()
         ]  # fmt: skip
         for names, target in groups:
-            tensors = [artifact.tensors[f"{name}.weight"] for name in names]
+            tensors = [artifact.tensors[weight_name(name)] for name in names]
             zeros, total = sum(int((tensor == 0).sum()) for tensor in tensors), sum(map(torch.numel, tensors))
             if zeros < round(target * total):
                 raise MakeweightError(
@@ -121,7 +127,10 @@ class Prune:
         return {"masks": masks, "initial": self.initial, "reached": self.reached}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.masks, self.initial, self.reached = state["masks"], state["initial"], state["reached"]
+        self.masks = dict(state["masks"])
+        self.initial, self.reached = (
+            {str(name): float(value) for name, value in state[key].items()} for key in ("initial", "reached")
+        )
 
     def targets(self, model: nn.Module) -> dict[str, float]:
         """The sparsity asked for, by layer. Raises UsageError for a glob that matches no layer."""
@@ -149,7 +158,9 @@ class Prune:
         done = self._done(trainer)
         targets = self.targets(trainer.model)
         now = {
-            name: scheduled(self.schedule, self.initial[name], target, done) if done >= 0 else self.initial[name]
+            name: scheduled(self.schedule, self.initial.get(name, 0.0), target, done)
+            if done >= 0
+            else self.initial.get(name, 0.0)
             for name, target in targets.items()
         }
         if now == self.reached:
@@ -174,4 +185,4 @@ class Prune:
     def _weight(self, trainer: Trainer, name: str) -> nn.Parameter:
         from makeweight.layers import leaf_weight
 
-        return leaf_weight(attrgetter(name)(trainer.model))
+        return leaf_weight(attrgetter(name)(trainer.model) if name else trainer.model)
