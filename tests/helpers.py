@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 
 from makeweight import load_tensors
 from makeweight.cli import main
+from makeweight.testing import free_port
 
 MNIST = Path(os.environ.get("MAKEWEIGHT_DATA", "/nonexistent")) / "MNIST" / "raw"
 needs_mnist = pytest.mark.skipif(
@@ -37,8 +40,47 @@ def trainer(
         command(*words), cwd=cwd, env=os.environ | ENVIRONMENT | environment, capture_output=True, text=True,
         timeout=timeout, check=False,
     )  # fmt: skip
-    assert code is None or done.returncode == code, f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    assert code is None or done.returncode == code, (
+        f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    )
     return done
+
+
+def launch(*words: object) -> list[str]:
+    """`accelerate launch` of two processes on the CPU; what they run follows: `-m makeweight …`, or a script.
+
+    Not --cpu: with it one process is started, whatever is asked for.
+    """
+    port = ["--main_process_port", str(free_port())]
+    multi = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    return [*multi, *port, *map(str, words)]
+
+
+def two_processes(cwd: Path, *words: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """What `launch` starts, run to its end; raises AssertionError where it fails. None of its processes outlives it."""
+    process = begin_two_processes(cwd, *words)
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    finally:
+        kill_all(process)
+    assert process.returncode == 0, f"{words} ended with {process.returncode}:\n{output}\n{errors}"
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def begin_two_processes(cwd: Path, *words: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        launch(*words), cwd=cwd, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """kill -9 of a process and of all below it; torch's launcher gives each worker a session of its own."""
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        for each in [parent, *parent.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 def start(cwd: Path, *words: object) -> subprocess.Popen[str]:
@@ -91,7 +133,12 @@ def assert_same_bits(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.
 def assert_same_run(one: Path, other: Path) -> None:
     """Two runs ended with the same weights, bit for bit, by the same epochs."""
     assert_same_bits(load_tensors(one / "model.safetensors"), load_tensors(other / "model.safetensors"))
-    assert epochs(one) == epochs(other)
+    lines, others = epochs(one), epochs(other)
+    assert len(lines) == len(others)
+    for line, against in zip(lines, others, strict=True):
+        assert line == against, {
+            key: (line.get(key), against.get(key)) for key in line if line[key] != against.get(key)
+        }
 
 
 def everything_below(folder: Path) -> list[str]:

@@ -80,7 +80,7 @@ COMMAND_LINES: dict[str, tuple[list[str], list[str]]] = {
     "end after the run": ([*PRUNE, "--prune.end", "30"], ["prune.end", "30", "10"]),
     "every 0": ([*PRUNE, "--prune.every", "0"], ["prune.every", "0", "at least 1"]),
     "global with a table": (
-        [*PRUNE, "--prune.scope", "global", "--prune.sparsity", '{"fc1": 0.5}'], ["prune.scope", "global", "one number"],
+        [*PRUNE, "--prune.scope", "global", "--prune.sparsity", '{"fc1": 0.5}'], ["prune.scope global", "one number"],
     ),
     "temperature 0": (["--plugins", "kd", "--kd.temperature", "0"], ["kd.temperature", "0"]),
     "alpha 2": (["--plugins", "kd", "--kd.alpha", "2"], ["kd.alpha", "2"]),
@@ -113,8 +113,6 @@ COMMAND_LINES: dict[str, tuple[list[str], list[str]]] = {
     "seed beyond 64 bits": (["--seed", "99999999999999999999"], ["seed", "99999999999999999999"]),
     "checkpoint every 0": (["--checkpoint-every", "0"], ["checkpoint", "0", "at least 1"]),
     "tracker": (["--tracker", "xyzzy"], ["tracker", "xyzzy"]),
-    "weights that are not there": (["--weights", "nowhere.safetensors"], ["nowhere.safetensors"]),
-    "teacher that is not there": (["--plugins", "kd", "--kd.teacher", "nowhere.st"], ["nowhere.st"]),
     "model that cannot be imported": (["--model", "my_models:build"], ["model", "'my_models:build'", "my_models"]),
     "model that is not in its module": (["--model", "math:build"], ["'math:build'", "build"]),
     "model that is no function": (["--model", "math:pi"], ["'math:pi'", "function"]),
@@ -210,7 +208,7 @@ def test_a_recipe_is_refused_that(text: str | bytes, named: list[str], tmp_path:
 
 def test_the_line_about_a_recipe_names_its_file(tmp_path: Path, refusal: Refusal) -> None:
     recipe = tmp_path / "mine.yaml"
-    for text in ("epochs: [", "", "- 1", "epoch: 3", "epochs: many"):
+    for text in ("epochs: [", "", "- 1", "epoch: 3"):
         recipe.write_text(text)
         assert "mine.yaml" in refusal("--recipe", recipe), text
 
@@ -259,7 +257,6 @@ def test_an_image_folder_without_images_is_refused(tmp_path: Path, refusal: Refu
     assert "train" in refusal("--data", f"imagefolder:{root}")
     (root / "train" / "cat").mkdir()
     assert "train" in refusal("--data", f"imagefolder:{root}")
-    assert "data" in refusal("--data", "imagefolder:")
 
 
 def test_an_image_folder_without_a_test_split_is_refused(tmp_path: Path, refusal: Refusal) -> None:
@@ -278,6 +275,18 @@ def test_an_image_folder_with_a_file_that_is_no_image_is_refused(tmp_path: Path,
     root = folder_of_images(tmp_path / "images", {"train": ["cat", "dog"], "test": ["cat", "dog"]})
     (root / "train" / "cat" / "2.png").write_text("no image")
     assert "2.png" in refusal("--data", f"imagefolder:{root}", "--batch-size", 2, "--validation", 0)
+
+
+@pytest.mark.parametrize("words", [["--weights"], ["--plugins", "kd", "--kd.teacher"]], ids=["weights", "teacher"])
+def test_a_file_of_weights_that_is_not_there_is_named(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert here(*words, "nowhere.safetensors", "--out", "run") in (1, 2)
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert "nowhere.safetensors" in shown.err
+    assert everything_below(tmp_path) == []
 
 
 def test_a_model_that_is_too_deep_for_the_images_is_refused(refusal: Refusal) -> None:
@@ -468,7 +477,7 @@ class Surgery(Sharpness):
 
 
 def test_two_plugins_that_replace_the_step_are_refused() -> None:
-    with pytest.raises(UsageError, match="'?sharpness'? and '?surgery'?.*step"):
+    with pytest.raises(UsageError, match=r"'?sharpness'? and '?surgery'?.*step"):
         Plugins([Sharpness(), Surgery()], Step())
     assert list(Plugins([Sharpness(), Right()], Step()).by_name) == ["sharpness", "right"]
 
@@ -487,7 +496,7 @@ class Wants:
 
 def test_plugins_in_conflict_are_refused_whichever_says_it() -> None:
     for plugins in ({"a": Wants(conflicts=("b",)), "b": Wants()}, {"a": Wants(), "b": Wants(conflicts=("a",))}):
-        with pytest.raises(UsageError, match="'a' and 'b'|'b' and 'a'"):
+        with pytest.raises(UsageError, match=r"'a' and 'b'|'b' and 'a'"):
             check_order(plugins)
     check_order({"a": Wants(conflicts=("c",)), "b": Wants()})
 
@@ -562,10 +571,13 @@ PLACES = ["on_init", "loss", "on_stage_start", "before the step", "after the ste
 
 @pytest.mark.parametrize("where", PLACES)
 def test_what_a_plugin_raises_carries_a_note_with_its_name(where: str, tmp_path: Path) -> None:
-    run = a_trainer([Right(), Stranger(where)])
-    with pytest.raises(ZeroDivisionError) as raised:
+    def fit_and_export() -> None:
+        run = a_trainer([Right(), Stranger(where)])
         run.fit()
         run.export(tmp_path / "model.safetensors")
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        fit_and_export()
     assert raised.value.__notes__ == ["in plugin 'stranger'"]
 
 

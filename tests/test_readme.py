@@ -91,8 +91,8 @@ def test_the_plugin_of_20_lines_trains(folder: Path) -> None:
     info = folder / "acme_noise-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-noise\nVersion: 1\nSummary: noise\n")
-    (info / "entry_points.txt").write_text(blocks("toml")[0].replace("[project.entry-points.makeweight]", "[makeweight]")
-                                           .replace('"', ""))  # fmt: skip
+    entry = blocks("toml")[0].replace("[project.entry-points.makeweight]", "[makeweight]").replace('"', "")
+    (info / "entry_points.txt").write_text(entry)
     words = ["--plugins", "noise,prune", "--noise.scale", "0.2", "--epochs", "1", "--out", "noise"]
     run_trainer(words, folder, PYTHONPATH=str(folder))
     assert json.loads((folder / "noise" / "summary.json").read_text())["plugins"] == ["noise", "prune"]

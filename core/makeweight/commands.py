@@ -71,8 +71,7 @@ class Evaluate:
 
     def run(self, arguments: argparse.Namespace) -> None:
         configuration = self.configuration(arguments)
-        from accelerate import Accelerator
-
+        from .accelerators import new_accelerator
         from .artifact import load
         from .batches import Batches, as_dataset
         from .evaluation import evaluate
@@ -86,7 +85,7 @@ class Evaluate:
         task = Task.named(options.criterion, options.forward, options.metric)
         data = load_data(options, None)
         model = load(arguments.file, build(options.model, data.input_shape, data.num_classes))
-        accelerator = Accelerator(mixed_precision=options.precision)
+        accelerator = new_accelerator(options.precision)
         batches = Batches(as_dataset(data.test, "test"), 500, accelerator.device, training=False)
         metrics = evaluate(model.to(accelerator.device), batches, task, accelerator)
         for name, value in metrics.items():

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from . import data as datasets
 from . import models, recipes
+from .accelerators import new_accelerator
 from .arguments import Configuration
 from .artifact import is_export, load, load_any
 from .batches import Batches, as_dataset
@@ -36,7 +37,7 @@ def run(configuration: Configuration) -> dict[str, Any]:
     datasets.check(options.data)
     task = Task.named(options.criterion, options.forward, options.metric)
     out = run_directory(options, configuration.name)
-    accelerator = make_accelerator(options, out)
+    accelerator = new_accelerator(options.precision, options.tracker, out)
     data = load_data(options, accelerator)
     model = build_model(options, data)
     trainer = Trainer(
@@ -95,20 +96,6 @@ def run_directory(options: Options, name: str) -> Path:
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise UsageError(f"--out {out}: expected a directory that can be written, {above} is none")
     return out
-
-
-def make_accelerator(options: Options, out: Path) -> Accelerator:
-    """The accelerator in the precision and with the tracker of the options. Raises UsageError for what is not there."""
-    try:
-        accelerator = Accelerator(mixed_precision=options.precision, log_with=options.tracker, project_dir=out)
-    except ValueError as error:
-        what = f"--tracker {options.tracker}" if options.tracker else f"--precision {options.precision}"
-        raise UsageError(f"{what}: {str(error).splitlines()[0]}") from error
-    if options.precision == "fp16" and accelerator.device.type == "cpu":
-        raise UsageError("--precision fp16: expected a GPU for it; bf16 works on a CPU")
-    if options.tracker and not accelerator.log_with:
-        raise UsageError(f"--tracker {options.tracker}: it is not installed: pip install {options.tracker}")
-    return accelerator
 
 
 def load_data(options: Options, accelerator: Accelerator | None) -> datasets.Data:

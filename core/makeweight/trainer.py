@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from . import artifact as artifacts
 from . import checkpoint
+from .accelerators import new_accelerator
 from .arguments import Stage
 from .artifact import Artifact
 from .batches import Batches, as_dataset, find_first_tensor
@@ -69,7 +70,7 @@ class Trainer:
         self.hook = self.plugins.hook
         self.stages = list(stages) or [Stage(self.options, self.plugins.by_name)]
         self.stage, self.stage_number = self.stages[0], 0
-        self.accelerator = accelerator or Accelerator(mixed_precision=self.options.precision)
+        self.accelerator = accelerator or new_accelerator(self.options.precision)
         if self.accelerator.distributed_type in ENGINES:
             kind = self.accelerator.distributed_type.value
             raise UsageError(f"accelerate is set to {kind}: expected one process, or data-parallel ones (MULTI_GPU)")
