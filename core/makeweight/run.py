@@ -26,6 +26,7 @@ from .report import print_plan, print_summary, write_report
 from .state import restore
 from .summary import export_summary
 from .task import Task
+from .threads import settle_threads
 from .trainer import Trainer
 
 
@@ -45,6 +46,7 @@ def run(configuration: Configuration) -> dict[str, Any]:
         task=task, out=out, resume=options.resume, accelerator=accelerator,
     )  # fmt: skip
     check_call(options, trainer)
+    settle_threads(trainer)
     plan = trainer.set_up()
     if options.dry_run:
         print_plan(trainer.journal.console, configuration.resolved(), plan, trainer)
