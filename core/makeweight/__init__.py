@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .artifact import Artifact, load, load_tensors
+    from .data import Data
     from .errors import MakeweightError, UsageError
     from .hookspecs import hookimpl
     from .trainer import Trainer
 
 __version__ = "0.1.0"
-__all__ = ["Artifact", "MakeweightError", "Trainer", "UsageError", "hookimpl", "load", "load_tensors"]
+__all__ = ["Artifact", "Data", "MakeweightError", "Trainer", "UsageError", "hookimpl", "load", "load_tensors"]
 
 _HOME = {
     "Artifact": "artifact",
+    "Data": "data",
     "MakeweightError": "errors",
     "Trainer": "trainer",
     "UsageError": "errors",

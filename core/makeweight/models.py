@@ -87,7 +87,7 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int | None, seed
         if num_classes is None or len(input_shape) != 3:
             raise UsageError(
                 f"model {name} needs images [C, H, W] and the number of classes: the data gives "
-                f"{list(input_shape)} and {num_classes}; it may return makeweight.data.Data(train, test, num_classes=…)"
+                f"{list(input_shape)} and {num_classes}; it may return makeweight.Data(train, test, num_classes=…)"
             )
         if name in OWN:
             return OWN[name](input_shape, num_classes)

@@ -114,6 +114,8 @@ def build_model(options: Options, data: datasets.Data) -> Any:
     """The model of a run, with the weights it begins from."""
     model = models.build(options.model, data.input_shape, data.num_classes, options.seed)
     if options.weights is not None:
+        if not Path(options.weights).is_file():
+            raise UsageError(f"--weights {options.weights}: expected a safetensors file, there is none")
         if is_export(options.weights):
             return load(options.weights, model)
         restore(model, load_any(options.weights), options.weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from makeweight import MakeweightError, UsageError, hookimpl
@@ -102,6 +103,8 @@ class Distillation:
         from makeweight.task import logits_of
 
         assert self.teacher is not None
+        if not Path(self.teacher).is_file():
+            raise UsageError(f"kd.teacher {self.teacher}: expected an exported model, there is no such file")
         batch = trainer.sample_batch()
         student = logits_of(_call(trainer, trainer.model, batch))
         _check_logits(student)
