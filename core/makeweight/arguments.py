@@ -12,17 +12,9 @@ from jsonargparse import ArgumentParser
 
 from . import recipes
 from .errors import MakeweightError, UsageError, did_you_mean
-from .options import CONTROL, Options, StageOptions
+from .options import CONTROL, Options, Stage, StageOptions
 from .parser import build_parser, check_given, dashed, one_line, type_of
 from .plugins import check_order, installed, load_class
-
-
-@dataclass
-class Stage:
-    """One stage of a run: what it trains with, and an instance of each plugin that holds the stage's options."""
-
-    options: StageOptions
-    plugins: dict[str, Any]
 
 
 @dataclass

@@ -81,7 +81,8 @@ def load(name: str, data_dir: str | None = None, *, image_size: int | None = Non
         from .imagefolder import read_folder
 
         directory = Path(data_dir or ".") / name.removeprefix("imagefolder:")
-        data, size = read_folder(directory, image_size, smallest)
+        splits, size, classes = read_folder(directory, image_size, smallest)
+        data = Data(**splits, num_classes=classes)
     else:
         data = _digits() if name == "digits" else _torchvision(name, data_dir)
         size = image_size or max(smallest, data.train.pixels.shape[-1])

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .data import Data
 from .errors import UsageError
 from .images import MEMORY, Images, resized
 
@@ -18,10 +17,11 @@ LARGEST = 224
 """height and width to which photographs are brought unless --image-size says otherwise"""
 
 
-def read_folder(root: Path, image_size: int | None, smallest: int) -> tuple[Data, int]:
-    """The splits of an image folder and their image size: `Images` where they fit in memory, else data sets of files.
+def read_folder(root: Path, image_size: int | None, smallest: int) -> tuple[dict[str, Any], int, int]:
+    """The splits of an image folder by name, their image size and the number of classes.
 
-    Raises UsageError for a folder without images, and for splits whose classes differ.
+    A split is `Images` where it fits in memory, else a data set of files. Raises UsageError for a folder without
+    images, and for splits whose classes differ.
     """
     train = _folder(root, "train")
     tests = [name for name in ("test", "val") if (root / name).is_dir()]
@@ -40,7 +40,7 @@ def read_folder(root: Path, image_size: int | None, smallest: int) -> tuple[Data
     largest = max(len(split) for split in splits.values())
     if 3 * 4 * size * size * largest <= MEMORY:
         splits = {name: _in_memory(split, size) for name, split in splits.items()}
-    return Data(**splits, num_classes=len(train.classes)), size
+    return splits, size, len(train.classes)
 
 
 def _folder(root: Path, split: str) -> Any:

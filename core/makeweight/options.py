@@ -66,6 +66,14 @@ class StageOptions:
 
 
 @dataclass
+class Stage:
+    """One stage of a run: what it trains with, and an instance of each plugin that holds the stage's options."""
+
+    options: StageOptions
+    plugins: dict[str, Any]
+
+
+@dataclass
 class LoopOptions(StageOptions):
     """What the training loop needs to know, and keeps for the whole run."""
 

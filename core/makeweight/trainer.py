@@ -17,9 +17,8 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from . import artifact as artifacts
-from . import checkpoint
+from . import checkpoint, snapshot
 from .accelerators import new_accelerator
-from .arguments import Stage
 from .artifact import Artifact
 from .batches import Batches, as_dataset, find_first_tensor
 from .errors import MakeweightError, UsageError
@@ -27,11 +26,11 @@ from .evaluation import evaluate, share_buffers
 from .interrupt import Interrupted, Signals
 from .journal import Journal
 from .layers import layers
-from .optimizers import build_optimizer, checked_state, learning_rate
-from .options import LoopOptions, StageOptions
+from .optimizers import build_optimizer, learning_rate
+from .options import LoopOptions, Stage, StageOptions
 from .plugins import Plugins
 from .seeding import StepSeed, generator, mix, purpose
-from .state import exported_state, restore
+from .state import exported_state
 from .step import Step, Sum, WithAuxiliary
 from .task import Task
 
@@ -39,10 +38,6 @@ LOG_EVERY = 50
 """steps between two looks at the losses, which wait on the device until then"""
 ENGINES = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.FSDP)
 """what shards parameters: plugins that look weights up whole cannot work with it yet"""
-PARTS = ("trainer", "sums", "model", "auxiliary", "optimizer", "scaler", "plugins")
-"""of a checkpoint"""
-COUNTERS = ("step", "stage_number", "epoch", "position", "epochs_begun", "_stage_steps")
-"""where training is, as checkpoints keep it"""
 SMALL = 3 * 64 * 64
 """numbers in an example up to which it is evaluated in large batches"""
 AGREE_EVERY = 8
@@ -81,12 +76,12 @@ class Trainer:
         self.batches = self._batches(as_dataset(train_data, "train_data"), training=True)
         self.steps_per_epoch = len(self.batches)
         self.eval_batches = None if eval_data is None else self._batches(as_dataset(eval_data, "eval_data"))
-        self.step = self.epoch = self.position = self.epochs_begun = self._stage_steps = 0
+        self.step = self.epoch = self.position = self.epochs_begun = self.stage_steps = 0
         self.stopped: str | None = None
         self.metrics: dict[str, float] = {}
         self.out, self.resume = None if out is None else Path(out), resume
         self.journal = Journal(self.out, self.accelerator)
-        self._sums: dict[str, Sum] = defaultdict(Sum)  # of each loss over the epoch so far
+        self.sums: dict[str, Sum] = defaultdict(Sum)  # of each loss over the epoch so far
         self._saved: dict[str, Any] | None = None
         self._is_set_up = False
 
@@ -118,18 +113,11 @@ class Trainer:
             return {}
         self._is_set_up = True
         if self.resume and self.out is not None:
-            self._saved = checkpoint.newest(self.out / "checkpoints", self.journal.warn)
-            odd = [name for name in PARTS if self._saved and not isinstance(self._saved.get(name), dict)]
-            if odd:
-                raise MakeweightError(
-                    f"checkpoint in {self.out} is damaged: its part {odd[0]!r} is missing or no table"
-                )
-            with self._fits_checkpoint("trainer"):
-                self._check_same_checkpoint()
+            self._saved = snapshot.newest(self)
         said = {}
         for name, plugin in self.plugins.by_name.items():
             if self._saved and name in self._saved["plugins"]:
-                with self._fits_checkpoint(f"plugin {name!r}"):
+                with snapshot.fits(self, f"plugin {name!r}"):
                     plugin.load_state_dict(self._saved["plugins"][name])
             with self._blamed(), torch.random.fork_rng():
                 torch.manual_seed(mix(self.options.seed, purpose(name)))
@@ -145,28 +133,9 @@ class Trainer:
         self.prepared = self.accelerator.prepare_model(whole.to(self.accelerator.device).train())
         self._seed = StepSeed(self.accelerator.device)
         if self._saved is not None:
-            self._restore(self._saved)
+            snapshot.put_back(self, self._saved)
         if self.resume:
             self.journal.forget_after(self.step)
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        """Weights and counters of a checkpoint; the optimizer's state waits for the stage to begin."""
-        with self._fits_checkpoint("model"):
-            restore(self.model, saved["model"], f"checkpoint in {self.out}")
-            restore(self.auxiliary, saved["auxiliary"], f"checkpoint in {self.out}")
-        with self._fits_checkpoint("trainer"):
-            for counter in COUNTERS:
-                value = int(saved["trainer"][counter])
-                if not 0 <= value < 1 << 53:
-                    raise ValueError(f"{counter} is {value}")
-                setattr(self, counter, value)
-            if self.position > self.steps_per_epoch:
-                raise ValueError(f"step {self.position} of an epoch of {self.steps_per_epoch}")
-            self.stopped, self.metrics = saved["trainer"]["stopped"], dict(saved["trainer"]["metrics"])
-            processes, mine = self.accelerator.num_processes, self.accelerator.process_index
-            for name, shares in saved["sums"].items():
-                whole = len(shares) == processes
-                self._sums[name] = Sum(float(shares[mine] if whole else sum(shares) / len(shares)))
 
     def _begin_stage(self, number: int) -> None:
         """A new optimizer, and the stage's options in the plugins; the rest only where the stage begins anew."""
@@ -183,13 +152,10 @@ class Trainer:
         self._update = optimizer if scaled else self.optimizer
         self._run_backward = self.accelerator.backward if scaled else Tensor.backward
         if self._saved is not None:
-            with self._fits_checkpoint("optimizer"):
-                self.optimizer.load_state_dict(checked_state(self.optimizer, self._saved["optimizer"]))
-                if self.accelerator.scaler is not None and self._saved["scaler"]:
-                    self.accelerator.scaler.load_state_dict(self._saved["scaler"])
+            snapshot.put_back_optimizer(self, self._saved)
             self._saved = None
         else:
-            self.epoch = self.position = self._stage_steps = 0
+            self.epoch = self.position = self.stage_steps = 0
             self.hook.on_stage_start(trainer=self)
         self.journal.begin(self.stage.options.epochs, self.steps_per_epoch)
 
@@ -222,12 +188,12 @@ class Trainer:
             loss = loss + value
         self._run_backward(loss if micro_batches == 1 else loss / micro_batches)
         for name, value in zip(self.losses, values, strict=True):
-            self._sums[name].add(value)
+            self.sums[name].add(value)
         return loss.detach()
 
     def _after_step(self) -> None:
         """What happens between two steps: log now and then, write a checkpoint when it is due, stop when told."""
-        self._stage_steps += 1
+        self.stage_steps += 1
         if self.step % LOG_EVERY == 0:
             self._look()
         if self.position < self.steps_per_epoch and self._checkpoint_is_due():  # else the epoch's end writes it
@@ -253,7 +219,7 @@ class Trainer:
     def _look(self) -> dict[str, float]:
         """The mean of each loss over the epoch so far. Raises MakeweightError when one is no number any more."""
         done = max(self.position * self.options.accumulate, 1)
-        means = {name: float(total) / done for name, total in self._sums.items()}
+        means = {name: float(total) / done for name, total in self.sums.items()}
         for name, mean in means.items():
             if math.isnan(mean):
                 raise MakeweightError(
@@ -273,7 +239,7 @@ class Trainer:
         self.epoch += 1
         self.epochs_begun += 1
         self.position = 0
-        self._sums.clear()
+        self.sums.clear()
         self.hook.on_epoch_end(trainer=self, metrics=metrics)
         self.stopped = self._agreed_stop()
         self.metrics = metrics
@@ -304,40 +270,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint into the run directory, on the main process."""
-        shares = self._shares()
-        if self.out is None or not self.accelerator.is_main_process:
-            return
-        states = {
-            name: plugin.state_dict() for name, plugin in self.plugins.by_name.items() if hasattr(plugin, "state_dict")
-        }
-        scaler = self.accelerator.scaler
-        checkpoint.save(self.out / "checkpoints", self.step, {
-            "trainer": {name: getattr(self, name) for name in (*COUNTERS, "stopped", "metrics")},
-            "sums": shares,
-            "model": self.model.state_dict(),
-            "auxiliary": self.auxiliary.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else {},
-            "plugins": states,
-        })  # fmt: skip
-
-    def _shares(self) -> dict[str, list[float]]:
-        """The sums of the losses so far of each process: they go on from their own when training is resumed."""
-        if not self._sums:
-            return {}
-        local = torch.tensor([[float(total) for total in self._sums.values()]], dtype=torch.float64)
-        if self.accelerator.num_processes > 1:
-            local = self.accelerator.gather(local.to(self.accelerator.device)).cpu()  # [processes, losses]
-        return dict(zip(self._sums, local.T.tolist(), strict=True))
-
-    def _check_same_checkpoint(self) -> None:
-        """Raise MakeweightError when processes on several machines do not see the same run directory."""
-        step = -1 if self._saved is None else int(self._saved["trainer"]["step"])
-        steps = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).unique().tolist()
-        if len(steps) > 1:
-            raise MakeweightError(
-                f"{self.out}: processes see checkpoints of steps {steps}: it must be on a shared disk"
-            )
+        parts = snapshot.take(self)
+        if self.out is not None and self.accelerator.is_main_process:
+            checkpoint.save(self.out / "checkpoints", self.step, parts)
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
         """The metric and the loss of the model on the evaluation data, or on other data, over all processes."""
@@ -361,7 +296,7 @@ class Trainer:
     @property
     def progress(self) -> float:
         """Epochs done since the stage began, a fraction within an epoch."""
-        return self._stage_steps / self.steps_per_epoch
+        return self.stage_steps / self.steps_per_epoch
 
     @property
     def test_batch_size(self) -> int:
@@ -409,14 +344,6 @@ class Trainer:
         return Batches(data, size, accelerator.device, training=training, accumulate=options.accumulate,
                        seed=options.seed, rank=accelerator.process_index, processes=accelerator.num_processes,
                        workers=options.workers)  # fmt: skip
-
-    @contextmanager
-    def _fits_checkpoint(self, part: str) -> Iterator[None]:
-        try:
-            yield
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise MakeweightError(f"checkpoint in {self.out} does not fit this run's {part}: {reason}") from error
 
     @contextmanager
     def _blamed(self) -> Iterator[None]:

@@ -183,8 +183,7 @@ def test_sections_follow_the_order_of_the_calls_and_bear_activations_in_place() 
 
 
 def test_a_stage_cannot_change_the_teacher() -> None:
-    from makeweight.arguments import Stage
-    from makeweight.options import StageOptions
+    from makeweight.options import Stage, StageOptions
 
     stages = [Stage(StageOptions(epochs=1), {"kd": Distillation(teacher="nowhere.safetensors")})]
     with pytest.raises(UsageError, match=r"kd\.teacher nowhere\.safetensors: expected the same in every stage"):

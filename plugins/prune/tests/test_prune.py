@@ -135,8 +135,7 @@ def test_options_that_do_not_fit_the_run_are_refused_before_it(options: dict[str
 
 
 def test_stages_prune_on_from_where_the_last_one_ended() -> None:
-    from makeweight.arguments import Stage
-    from makeweight.options import StageOptions
+    from makeweight.options import Stage, StageOptions
 
     plugin = Prune(sparsity=0.5)
     stages = [
