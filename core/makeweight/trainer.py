@@ -75,6 +75,8 @@ class Trainer:
         self.auxiliary = nn.ModuleDict()
         self.batches = self._batches(as_dataset(train_data, "train_data"), training=True)
         self.steps_per_epoch = len(self.batches)
+        small = find_first_tensor(self.batches.data[0]).numel() <= SMALL
+        self.test_batch_size = max(self.options.batch_size, 500) if small else self.options.batch_size
         self.eval_batches = None if eval_data is None else self._batches(as_dataset(eval_data, "eval_data"))
         self.step = self.epoch = self.position = self.epochs_begun = self.stage_steps = 0
         self.stopped: str | None = None
@@ -297,12 +299,6 @@ class Trainer:
     def progress(self) -> float:
         """Epochs done since the stage began, a fraction within an epoch."""
         return self.stage_steps / self.steps_per_epoch
-
-    @property
-    def test_batch_size(self) -> int:
-        """Examples in a batch of an evaluation: more than in training where they are small."""
-        first = find_first_tensor(self.batches.data[0])
-        return max(self.options.batch_size, 500) if first.numel() <= SMALL else self.options.batch_size
 
     def staged(self, plugin: object) -> list[tuple[StageOptions, Any]]:
         """For each stage its options, and an instance of this plugin's class that holds the plugin's own in it."""
