@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import torch
 
+SHIFT = 0.05
+"""fraction of an image's size by which `--augment shift` moves it at most: a pixel of MNIST's 28"""
 Augment = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(images [B, C, H, W], noise [B, 3] uniform in [0, 1)) → images of the same shape."""
 
 
 def shift(
-    images: torch.Tensor, noise: torch.Tensor, fraction: float = 0.1, fill: torch.Tensor | None = None
+    images: torch.Tensor, noise: torch.Tensor, fraction: float = SHIFT, fill: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Move each image by up to `fraction` of its size, in whole pixels; what comes in from outside is `fill` [C]."""
     height, width = images.shape[-2:]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .augment import Augment, crop_flip, shift
+from .augment import SHIFT, Augment, crop_flip, shift
 from .batches import Tensors
 
 Statistics = tuple[list[float], list[float]]
@@ -96,7 +96,7 @@ def file_transform(size: int, statistics: Statistics, augment: str) -> Any:
         return v2.Compose([*random_crop, auto_transform(size, statistics)])
     if augment == "crop-flip":
         return v2.Compose([*random_crop, v2.RandomHorizontalFlip(), *tail])
-    moved = [v2.RandomAffine(0, translate=(0.1, 0.1))] if augment == "shift" else []
+    moved = [v2.RandomAffine(0, translate=(SHIFT, SHIFT))] if augment == "shift" else []
     return v2.Compose([resized(size), *moved, *tail])
 
 

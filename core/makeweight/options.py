@@ -117,7 +117,7 @@ class Options(LoopOptions):
     image_size: int | None = None
     """height and width to which images are resized; torchvision models get at least 32"""
     augment: Literal["none", "shift", "crop-flip", "auto"] = "none"
-    """what is done to training images: moved by up to a tenth, cropped and mirrored, or AutoAugment's policy too"""
+    """what is done to training images: moved by up to a twentieth, cropped and mirrored, or AutoAugment's policy too"""
     validation: float = 0.1
     """fraction (below 1) or number of training examples held out for the metrics of each epoch"""
     weights: str | None = None
