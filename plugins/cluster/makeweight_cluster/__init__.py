@@ -1,0 +1,5 @@
+"""Trained quantization for makeweight: weights that share few values."""
+
+from .plugin import Cluster
+
+__all__ = ["Cluster"]
