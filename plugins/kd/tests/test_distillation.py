@@ -95,11 +95,11 @@ def test_the_terms_are_those_of_the_paper() -> None:
     assert deepest is not None
     terms = {name: term(batch, output).item() for name, term in run.losses.items()}
     assert terms["task"] == pytest.approx(cross_entropy(output, batch[1]).item())
-    labels = sum(float(cross_entropy(logits, batch[1])) for logits, _ in shallow.values())
+    labels = sum(cross_entropy(logits, batch[1]).item() for logits, _ in shallow.values())
     assert terms["kd_labels"] == pytest.approx(0.8 * labels, rel=1e-6)
-    soft = sum(float(divergence(logits, output, 2.0)) for logits, _ in shallow.values())
+    soft = sum(divergence(logits, output, 2.0).item() for logits, _ in shallow.values())
     assert terms["kd"] == pytest.approx(0.2 * soft, rel=1e-6)
-    distance = sum(float((features - deepest).norm(dim=1).mean()) for _, features in shallow.values())
+    distance = sum((features - deepest).norm(dim=1).mean().item() for _, features in shallow.values())
     assert terms["kd_features"] == pytest.approx(0.5 * distance, rel=1e-6)
 
 
