@@ -95,3 +95,14 @@ def test_what_cannot_be_cut_is_refused() -> None:
         as_dataset((torch.zeros(3), torch.zeros(2)), "data")
     with pytest.raises(UsageError, match="data is a int"):
         as_dataset(3, "data")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_is_a_layout_that_convolutions_keep(channels: int) -> None:
+    images = torch.arange(7.0 * channels * 5 * 4).reshape(7, channels, 5, 4)
+    data = as_dataset((images, torch.arange(7)), "x")
+    [(batch, labels)] = Batches(data, 7, CPU, training=False, channels_last=True).in_order()
+    assert torch.equal(batch, images)
+    assert labels.tolist() == list(range(7))
+    assert batch.permute(0, 2, 3, 1).is_contiguous()
+    assert torch.nn.Conv2d(channels, 8, 3)(batch).is_contiguous(memory_format=torch.channels_last)

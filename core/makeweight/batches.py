@@ -78,6 +78,20 @@ def find_first_tensor(example: Any) -> Tensor:
     return first[0] if isinstance(first, (tuple, list)) else torch.as_tensor(first)
 
 
+def with_channels_last(batch: Any) -> Any:
+    """A batch whose images [B, C, H, W] lie in memory as [B, H, W, C]; what else there is stays as it is."""
+    if isinstance(batch, Mapping):
+        return {name: with_channels_last(value) for name, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return [with_channels_last(value) for value in batch]
+    if not (isinstance(batch, Tensor) and batch.ndim == 4):
+        return batch
+    _, channels, height, width = batch.shape
+    laid = batch.contiguous(memory_format=torch.channels_last)
+    # Of one channel the memory is the same either way, and the strides do not say which is meant unless they are set.
+    return laid.as_strided(laid.shape, (channels * height * width, 1, channels * width, channels))
+
+
 class _Seeded(Dataset[Any]):
     """A data set whose every item is drawn with generators seeded by (seed, epoch, item), in whichever process."""
 
@@ -102,7 +116,8 @@ class Batches:
     """
 
     def __init__(self, data: Any, batch_size: int, device: torch.device, *, training: bool, accumulate: int = 1,
-                 seed: int = 0, rank: int = 0, processes: int = 1, workers: int = 0) -> None:  # fmt: skip
+                 seed: int = 0, rank: int = 0, processes: int = 1, workers: int = 0,
+                 channels_last: bool = False) -> None:  # fmt: skip
         self.examples = len(cast(Sized, data))
         parts = processes * accumulate
         if training and batch_size % parts:
@@ -115,7 +130,7 @@ class Batches:
         self.data = data.to(device) if isinstance(data, Tensors) else data
         self.device, self.training, self.seed = device, training, seed
         self.rank, self.processes, self.workers = rank, processes, workers
-        self.batch_size, self.accumulate = batch_size, accumulate
+        self.batch_size, self.accumulate, self.channels_last = batch_size, accumulate, channels_last
         self.local = batch_size // parts if training else batch_size
         self.steps = self.examples // batch_size
 
@@ -143,12 +158,16 @@ class Batches:
     def first(self) -> Any:
         """The first examples of the data set as a micro-batch, the same in every process, without augmentation."""
         first = torch.arange(min(self.local, self.examples), device=self.device)
-        return self.data.take(first) if isinstance(self.data, Tensors) else next(self._fetch([first], 0))
+        if not isinstance(self.data, Tensors):
+            return next(self._fetch([first], 0))
+        batch = self.data.take(first)
+        return with_channels_last(batch) if self.channels_last else batch
 
     def _fetch(self, parts: Any, epoch: int) -> Iterator[Any]:
-        if isinstance(self.data, Tensors):
-            yield from self._take(parts, epoch)
-            return
+        batches = self._take(parts, epoch) if isinstance(self.data, Tensors) else self._load(parts, epoch)
+        return map(with_channels_last, batches) if self.channels_last else batches
+
+    def _load(self, parts: Any, epoch: int) -> Iterator[Any]:
         keys = [[(epoch, index) for index in part.tolist()] for part in parts]
         loader: DataLoader[Any] = DataLoader(
             _Seeded(self.data, self.seed),

@@ -87,6 +87,8 @@ class LoopOptions(StageOptions):
     """seed of the initial weights, the order of the data, dropout and augmentation"""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """mixed precision"""
+    channels_last: bool = False
+    """lay images out with their channels last, which makes most convolutions faster"""
     checkpoint_every: int | None = None
     """optimizer steps between checkpoints; an epoch unless given"""
     tracker: str | None = None

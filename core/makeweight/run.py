@@ -75,7 +75,8 @@ def run(configuration: Configuration) -> dict[str, Any]:
             "metrics": metrics,
         }
         restored = load(out / "model.safetensors", trainer.fresh_model()).to(accelerator.device)
-        whole = Batches(as_dataset(data.test, "test"), trainer.test_batch_size, accelerator.device, training=False)
+        whole = Batches(as_dataset(data.test, "test"), trainer.test_batch_size, accelerator.device, training=False,
+                        channels_last=options.channels_last)  # fmt: skip
         again = evaluate(restored, whole, task, accelerator)
         summary["export"] = export_summary(out, artifact, trainer.model, again, name)
         write_text(out / "summary.json", json_text(summary))

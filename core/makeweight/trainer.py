@@ -339,7 +339,7 @@ class Trainer:
         size = options.batch_size if training else self.test_batch_size
         return Batches(data, size, accelerator.device, training=training, accumulate=options.accumulate,
                        seed=options.seed, rank=accelerator.process_index, processes=accelerator.num_processes,
-                       workers=options.workers)  # fmt: skip
+                       workers=options.workers, channels_last=options.channels_last)  # fmt: skip
 
     @contextmanager
     def _blamed(self) -> Iterator[None]:
