@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import UsageError, did_you_mean
 from .references import resolve
+from .resnets import RESNETS
 
 
 class LeNet300(nn.Module):
@@ -46,8 +47,8 @@ class LeNet5(nn.Module):
         return self.fc2(torch.relu(self.fc1(x.flatten(1))))
 
 
-OWN: dict[str, Callable[..., nn.Module]] = {"lenet300": LeNet300, "lenet5": LeNet5}
-SMALLEST = {"lenet300": 1, "lenet5": 28}
+OWN: dict[str, Callable[..., nn.Module]] = {"lenet300": LeNet300, "lenet5": LeNet5, **RESNETS}
+SMALLEST = {"lenet300": 1, "lenet5": 28, **dict.fromkeys(RESNETS, 8)}
 SMALLEST_OTHER = 32
 CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
