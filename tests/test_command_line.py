@@ -386,16 +386,23 @@ def test_inspect_shows_the_tensors_of_an_export_and_of_any_safetensors_file(
 def test_evaluate_measures_what_the_summary_says(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert here("evaluate", run / "model.safetensors") == 0
     shown = capsys.readouterr().out
-    assert f"accuracy {100 * summary(run)['accuracy']:.2f} %" in shown
-    assert "360 examples" in shown
+    header, row = (next(line for line in shown.splitlines() if line.split()[:1] == [word])
+                   for word in ("model", "model.safetensors"))  # fmt: skip
+    assert "multiply-accumulates" in header
+    assert f" {100 * summary(run)['accuracy']:.2f} % " in row
+    assert f" {64 * 300 + 300 * 100 + 100 * 10:,} " in row
+    assert f"360 examples, {summary(run)['export']['bytes']:,} bytes" in shown
 
 
 def test_evaluate_takes_a_file_from_elsewhere_with_its_model_and_data_named(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(run / "model.safetensors", tmp_path / "moved.safetensors")
-    assert here("evaluate", tmp_path / "moved.safetensors", "--model", "lenet300", "--data", "digits") == 0
-    assert f"accuracy {100 * summary(run)['accuracy']:.2f} %" in capsys.readouterr().out
+    moved = [tmp_path / "moved.safetensors", "--model", "lenet300", "--data=digits", "--no-latency"]
+    assert here("evaluate", *moved) == 0
+    shown = capsys.readouterr().out
+    assert f" {100 * summary(run)['accuracy']:.2f} % " in shown
+    assert "ms for" not in shown
 
 
 def test_evaluate_runs_no_code_that_only_the_file_beside_an_export_names(

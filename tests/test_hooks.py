@@ -56,6 +56,11 @@ class Recorder:
     def on_load(self, artifact: Artifact, model: nn.Module | None) -> None:
         self.calls.append(f"{self.name}on_load")
 
+    @hookimpl
+    def on_evaluate(self, artifact: Artifact, model: nn.Module) -> dict[str, nn.Module]:
+        self.calls.append(f"{self.name}on_evaluate")
+        return {"twice": nn.Sequential(model, nn.Softmax(1))}
+
 
 def trainer(*plugins: object, **settings: Any) -> Trainer:
     torch.manual_seed(0)

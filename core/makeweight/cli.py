@@ -14,7 +14,11 @@ from .plugins import COMMANDS, installed
 
 
 class Command(Protocol):
-    """A verb of `trainer`: a class in the entry-point group `makeweight.commands`. Its docstring is its help."""
+    """A verb of `trainer`: a class in the entry-point group `makeweight.commands`. Its docstring is its help.
+
+    One with `takes_options = True` gets the words that it does not know itself, options of training, as
+    `arguments.options`.
+    """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
@@ -78,4 +82,7 @@ def run_verb(verb: str, words: list[str]) -> int:
         raise UsageError(f"verb {verb!r} cannot be imported: {type(error).__name__}: {error}") from error
     parser = Parser(prog=f"trainer {verb}", description=command.__doc__, allow_abbrev=False)
     command.add_arguments(parser)
-    return command.run(parser.parse_args(words)) or 0
+    arguments, arguments.options = parser.parse_known_args(words)
+    if arguments.options and not getattr(command, "takes_options", False):
+        parser.error(f"unrecognized arguments: {' '.join(arguments.options)}")
+    return command.run(arguments) or 0

@@ -1,17 +1,13 @@
-"""The verbs of the core: plugins, inspect, evaluate, report."""
+"""The verbs of the core that look at files and runs: plugins, inspect, report. `evaluate` has a file of its own."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .console import console, print_table
-from .errors import MakeweightError, UsageError
+from .errors import MakeweightError
 from .plugins import COMMANDS, distribution, installed
-
-if TYPE_CHECKING:
-    from .arguments import Configuration
 
 
 class Plugins:
@@ -58,58 +54,6 @@ class Inspect:
         print_table(console(), header, rows)
         plugins = f", written with {', '.join(artifact.metadata)}" if artifact.metadata else ""
         print(f"{path}: {size:,} bytes, {len(rows)} tensors{plugins}")
-
-
-class Evaluate:
-    """Measure an export on its test data. Model and data are those of the run it lies in, unless they are named."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("file", type=Path, help="an export, model.safetensors")
-        parser.add_argument("--recipe", help="the recipe it was made with; config.yaml beside the file unless given")
-        for name in ("model", "data", "data-dir"):
-            parser.add_argument(f"--{name}", help="overrides the recipe's")
-
-    def run(self, arguments: argparse.Namespace) -> None:
-        configuration = self.configuration(arguments)
-        from .accelerators import new_accelerator
-        from .artifact import load
-        from .batches import Batches, as_dataset
-        from .evaluation import evaluate
-        from .models import build, check
-        from .report import percent
-        from .run import load_data
-        from .task import Task
-
-        options = configuration.options
-        check(options.model)
-        task = Task.named(options.criterion, options.forward, options.metric)
-        data = load_data(options, None)
-        model = load(arguments.file, build(options.model, data.input_shape, data.num_classes))
-        accelerator = new_accelerator(options.precision)
-        batches = Batches(as_dataset(data.test, "test"), 500, accelerator.device, training=False)
-        metrics = evaluate(model.to(accelerator.device), batches, task, accelerator)
-        for name, value in metrics.items():
-            print(f"{name} {percent(value) if name == 'accuracy' else f'{value:.5g}'}")
-        print(f"{len(data.test):,} examples, {arguments.file.stat().st_size:,} bytes")
-
-    def configuration(self, arguments: argparse.Namespace) -> Configuration:
-        """The options under which the file was made. What lies beside it is a file from somewhere, not a command:
-        code that it names is run only when its recipe is named on the command line.
-        """
-        from .arguments import parse
-
-        beside = arguments.file.parent / "config.yaml"
-        recipe = arguments.recipe or (str(beside) if beside.exists() else None)
-        named = {"model": arguments.model, "data": arguments.data, "data-dir": arguments.data_dir}
-        words = [word for name, value in named.items() if value is not None for word in (f"--{name}", value)]
-        configuration = parse(["--recipe", recipe, *words] if recipe else words)
-        if recipe and not arguments.recipe:
-            options = configuration.options
-            for key in ("model", "data", "criterion", "forward", "metric"):
-                value = getattr(options, key) or ""
-                if ":" in value and not value.startswith(("timm:", "imagefolder:")) and not named.get(key):
-                    raise UsageError(f"{beside} names code, {key} {value}: to trust it, say --recipe {beside}")
-        return configuration
 
 
 class Report:

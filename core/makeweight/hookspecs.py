@@ -13,6 +13,7 @@
             on_epoch_end(trainer, metrics)
     on_export(trainer, artifact)          in the plugins' order: turn tensors into what is written
     load(path): on_load(artifact, model)  in the reverse order: undo on_export
+    trainer evaluate: on_evaluate(artifact, model)
 
 A plugin is a dataclass (eq=False) whose fields are its options, with some of these methods marked `@hookimpl`.
 It may also have `state_dict()` and `load_state_dict(state)` (JSON values and tensors): they are checkpointed, and
@@ -82,4 +83,13 @@ def on_load(artifact: Artifact, model: torch.nn.Module | None) -> None:
 
     Undoes `on_export` on the tensors, and replays recorded structure on `model` unless that is None. The file is not
     to be trusted: whatever is not as `on_export` wrote it raises `MakeweightError`.
+    """
+
+
+@hookspec
+def on_evaluate(artifact: Artifact, model: torch.nn.Module) -> dict[str, torch.nn.Module] | None:
+    """Fires when `trainer evaluate` has restored a file's model, for each plugin with an entry in `artifact.metadata`.
+
+    Returns further ways to run the model, by a name for people: modules that are called as the model is, and are
+    measured beside it.
     """

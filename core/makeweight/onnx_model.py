@@ -1,0 +1,37 @@
+"""A model in an ONNX file, run by onnxruntime on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import MakeweightError, UsageError
+
+
+class OnnxModel(nn.Module):
+    """Calls an ONNX file's graph as a module: tensors in, in the order of its inputs, its first output out.
+
+    It runs on as many threads as torch does. Raises UsageError where onnxruntime is not installed, MakeweightError
+    for a file that it cannot read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UsageError(f"{path} needs onnxruntime: pip install 'makeweight[onnx]'") from error
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads, settings.log_severity_level = torch.get_num_threads(), 3
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises classes of its own, one for each status
+            raise MakeweightError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+
+    def forward(self, *inputs: Tensor) -> Any:
+        names = [each.name for each in self.session.get_inputs()]
+        arrays = {name: each.cpu().contiguous().numpy() for name, each in zip(names, inputs, strict=True)}
+        return torch.from_numpy(self.session.run(None, arrays)[0]).to(inputs[0].device)

@@ -1,0 +1,63 @@
+"""What `evaluate` measures: metrics of every example, multiply-accumulates by closed form, latencies side by side."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from makeweight.accelerators import new_accelerator
+from makeweight.batches import Batches, Tensors
+from makeweight.comparison import compare
+from makeweight.latency import Latency, latencies, times_as_fast
+from makeweight.task import Task
+
+CPU = torch.device("cpu")
+
+
+class OddOnesLater(nn.Module):
+    """Stops early for examples whose first number is even: the rest alone goes through the second layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 10), nn.Linear(10, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.first(x)
+        odd = x[:, 0] % 2 == 1
+        out[odd] = self.second(out[odd])
+        return out
+
+
+def test_multiply_accumulates_are_the_mean_over_all_examples() -> None:
+    x = torch.arange(40.0)[:, None].expand(40, 6)
+    data = Tensors((x, torch.arange(40) % 10))
+    batches = {size: Batches(data, size, CPU, training=False) for size in (16, 1, 8)}
+    plain, early = nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 10)), OddOnesLater()
+    rows = compare(plain, {"early": early, "whole": plain}, batches, Task(), new_accelerator("no"))
+    assert [row.name for row in rows] == ["plain float32", "early", "whole"]
+    assert [row.multiply_accumulates for row in rows] == [0, 60 + 100 / 2, 160]
+    right = (early(x).argmax(1) == torch.arange(40) % 10).float().mean()
+    assert rows[1].metrics["accuracy"] == pytest.approx(float(right))
+    for row in rows:
+        assert list(row.latency) == list(row.times_as_fast) == [1, 8]
+        assert all(latency.median > 0 for latency in row.latency.values())
+    assert rows[0].times_as_fast == {1: 1, 8: 1}
+
+
+def test_latencies_are_taken_in_turns_over_the_same_batches() -> None:
+    calls: list[tuple[str, int]] = []
+    both = [lambda batch, name=name: calls.append((name, batch)) for name in "ab"]
+    times = latencies(both, [10, 20, 30], CPU, budget=0)
+    assert calls[:6] == [("a", 10), ("b", 10), ("a", 20), ("b", 20), ("a", 30), ("b", 30)]
+    assert len(times[0]) == len(times[1]) == 5
+    assert len(calls) == 2 * (2 + 5)  # two rounds are not counted
+
+
+def test_a_call_that_waits_ten_times_longer_is_a_tenth_as_fast() -> None:
+    seconds = latencies([time.sleep, lambda batch: time.sleep(10 * batch)], [0.002], CPU, budget=0.1)
+    assert 6 < times_as_fast(seconds[0], seconds[1]) < 11
+    assert Latency.of(seconds[1]).median == pytest.approx(0.02, rel=0.3)
+    assert Latency.of([1, 2, 3, 4, 5]) == Latency(3, 2, 5)
