@@ -56,8 +56,8 @@ def test_latencies_are_taken_in_turns_over_the_same_batches() -> None:
     assert len(calls) == 2 * (2 + 5)  # two rounds are not counted
 
 
-def test_a_call_that_waits_ten_times_longer_is_a_tenth_as_fast() -> None:
-    seconds = latencies([time.sleep, lambda batch: time.sleep(10 * batch)], [0.002], CPU, budget=0.1)
-    assert 6 < times_as_fast(seconds[0], seconds[1]) < 11
-    assert Latency.of(seconds[1]).median == pytest.approx(0.02, rel=0.3)
+def test_how_many_times_as_fast_is_the_median_over_rounds_of_the_ratio() -> None:
+    assert times_as_fast([1, 1, 2], [3, 4, 100]) == 4  # 3, 4 and 50: a hiccup in one round does not tell
     assert Latency.of([1, 2, 3, 4, 5]) == Latency(3, 2, 5)
+    [seconds] = latencies([lambda batch: time.sleep(batch)], [0.02], CPU, budget=0.1)
+    assert min(seconds) >= 0.02
