@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO, cast
 
 from safetensors import SafetensorError
 
@@ -26,10 +28,24 @@ def written_aside(path: Path) -> Iterator[Path]:
         aside.replace(path)
         sync(path.parent)
     except (OSError, SafetensorError) as error:
-        raise MakeweightError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        raise _unwritable(path, error) from error
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def spool_beside(path: Path) -> Iterator[BinaryIO]:
+    """A file without a name where `path` is to be, for what has to wait until it can be written; gone at the end.
+
+    Raises MakeweightError where it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent) as spool:
+            yield cast(BinaryIO, spool)
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,3 +61,7 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _unwritable(path: Path, error: Exception) -> MakeweightError:
+    return MakeweightError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}")

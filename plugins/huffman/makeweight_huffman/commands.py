@@ -1,15 +1,12 @@
-"""The verbs `pack` and `unpack`: the codec for any safetensors file, without training."""
+"""The verbs `pack` and `unpack`: the codec for any safetensors file, without training and tensor by tensor."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from makeweight import MakeweightError, UsageError
-
-if TYPE_CHECKING:
-    from makeweight import Artifact
+from makeweight import UsageError
 
 SUFFIX = ".huffman.safetensors"
 
@@ -20,16 +17,14 @@ class Pack:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("file", type=Path, help="a safetensors file, of makeweight or of anyone")
         parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"<file>{SUFFIX} unless given")
+        add_threads(parser)
 
     def run(self, arguments: argparse.Namespace) -> None:
-        from makeweight.artifact import write
-
-        from .plugin import Huffman
+        from .packing import pack
 
         target = _target(arguments, SUFFIX)
-        artifact = _read(arguments.file)
-        Huffman().on_export(artifact=artifact)
-        _say(arguments.file, target, write(artifact, target))
+        pack(arguments.file, target, _threads(arguments))
+        _say(arguments.file, target)
 
 
 class Unpack:
@@ -38,41 +33,28 @@ class Unpack:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("file", type=Path, help="a packed file, or any export of makeweight")
         parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="<file>.dense.safetensors unless given")
+        add_threads(parser)
 
     def run(self, arguments: argparse.Namespace) -> None:
-        from safetensors.torch import save_file
-
-        from makeweight.artifact import decode, read
-        from makeweight.files import written_aside
+        from .packing import unpack
 
         target = _target(arguments, ".dense.safetensors")
-        artifact = decode(read(arguments.file), None, arguments.file)
-        record = artifact.metadata.get("huffman", {})
-        metadata = record.get("metadata") if isinstance(record, dict) else None
-        if metadata is not None and not (
-            isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-        ):
-            raise MakeweightError(f"{arguments.file}: its record of metadata is no table of text")
-        with written_aside(target) as aside:
-            save_file(artifact.tensors, aside, metadata=metadata)
-        _say(arguments.file, target, target.stat().st_size)
+        unpack(arguments.file, target, _threads(arguments))
+        _say(arguments.file, target)
 
 
-def _read(path: Path) -> Artifact:
-    """The tensors of a file, and the metadata of one that is not ours, so that unpacking gives it back."""
-    from safetensors import safe_open
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="that code a large tensor's blocks; all cores' unless given"
+    )
 
-    from makeweight.artifact import Artifact, is_export, load_any, read
 
-    if is_export(path):
-        artifact = read(path)
-        if "huffman" in artifact.metadata:
-            raise MakeweightError(f"{path} is packed already")
-        return artifact
-    tensors = load_any(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    return Artifact(tensors, {"huffman": {"metadata": metadata}} if metadata else {})
+def _threads(arguments: argparse.Namespace) -> int:
+    if arguments.threads is None:
+        return len(os.sched_getaffinity(0))
+    if arguments.threads < 1:
+        raise UsageError(f"--threads {arguments.threads}: expected 1 or more")
+    return int(arguments.threads)
 
 
 def _target(arguments: argparse.Namespace, suffix: str) -> Path:
@@ -87,6 +69,6 @@ def _target(arguments: argparse.Namespace, suffix: str) -> Path:
     return target
 
 
-def _say(source: Path, target: Path, size: int) -> None:
-    before = source.stat().st_size
-    print(f"{source} {before:,} bytes -> {target} {size:,} bytes, {size / before:.4f} of it")
+def _say(source: Path, target: Path) -> None:
+    before, after = source.stat().st_size, target.stat().st_size
+    print(f"{source} {before:,} bytes -> {target} {after:,} bytes, {after / before:.4f} of it")

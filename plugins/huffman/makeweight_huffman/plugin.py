@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from makeweight import MakeweightError, hookimpl
+from makeweight import hookimpl
 
 if TYPE_CHECKING:
     from makeweight import Artifact
-
-BLOB = "huffman"
-"""the name of the one tensor in a coded file"""
 
 
 @dataclass(eq=False)
@@ -20,21 +17,16 @@ class Huffman:
 
     @hookimpl
     def on_export(self, artifact: Artifact) -> None:
-        from .tensors import coded_sizes, encode_tensors
+        from .tensors import BLOB, coded_sizes, encode_tensors, located_in
 
-        blob = encode_tensors(artifact.tensors)
-        artifact.sizes.update(coded_sizes(blob))
-        artifact.tensors = {BLOB: blob}
+        artifact.tensors = {BLOB: encode_tensors(artifact.tensors)}
+        artifact.sizes.update(coded_sizes(located_in(artifact.tensors)[1]))
         artifact.metadata.setdefault("huffman", {})
 
     @hookimpl
     def on_load(self, artifact: Artifact) -> None:
-        import torch
+        from .tensors import coded_sizes, decode_tensors, located_in
 
-        from .tensors import coded_sizes, decode_tensors
-
-        blob = artifact.tensors.get(BLOB)
-        if len(artifact.tensors) != 1 or blob is None or blob.dtype != torch.uint8 or blob.ndim != 1:
-            raise MakeweightError("huffman: expected one tensor 'huffman' of bytes in the file")
-        artifact.tensors = decode_tensors(blob)
-        artifact.sizes.update(coded_sizes(blob))
+        blob, located = located_in(artifact.tensors)
+        artifact.sizes.update(coded_sizes(located))
+        artifact.tensors = decode_tensors(blob, located)

@@ -67,7 +67,7 @@ def small_blobs() -> list[bytes]:
     columns = random.random(50) ** 4
     image = np.where(random.random((80, 50)) < columns, random.integers(1, 20, (80, 50)), 0).astype("<f4")
     return [
-        encode([random_entry(seed, f"layer.{kind}", dtype, shape, kind, density) for kind in kinds])
+        encode([random_entry(seed, f"layer.{kind}", dtype, shape, kind, density) for kind in kinds]).tobytes()
         for seed, dtype, shape, kinds, density in [
             (907, "F32", (60, 50), ["few", "constant"], 0.1),
             (907, "F32", (6000,), ["few", "floats"], 1),
@@ -76,7 +76,7 @@ def small_blobs() -> list[bytes]:
             (5, "F64", (5, 6, 7), ["floats", "few", "uniform"], 0.5),
             (299, "F32", (2, 5000), ["few"], 1),
         ]
-    ] + [encode([("w", "F32", (80, 50), image.view(np.uint8).ravel())])]
+    ] + [encode([("w", "F32", (80, 50), image.view(np.uint8).ravel())]).tobytes()]
 
 
 @pytest.mark.parametrize("number", range(7))

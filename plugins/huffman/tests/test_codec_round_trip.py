@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from makeweight_huffman.codec.bits import FormatError
-from makeweight_huffman.codec.container import Entry, decode, decode_tensor, describe, encode, encode_tensor
+from makeweight_huffman.codec.container import Entry, decode, decode_tensor, describe, encode
 from makeweight_huffman.codec.tensor import DTYPES, LAYOUTS
 
 from .helpers_codec import assert_equal, coded_network, random_entry, random_words
@@ -53,8 +53,8 @@ def test_any_tensors_come_back(seed: int, tensors: list[tuple[str, str, tuple[in
 def test_tensors_of_many_blocks_come_back_with_and_without_threads(dtype: str, kind: str, density: float) -> None:
     shape = (1531, 1024)  # more than one block, sparse or dense, the last one short
     name, _, _, data = random_entry(7, "w", dtype, shape, kind, density)
-    blob = encode_tensor(name, dtype, shape, data, threads=2)
-    assert np.array_equal(blob, encode_tensor(name, dtype, shape, data))
+    blob = encode([(name, dtype, shape, data)], threads=2)
+    assert np.array_equal(blob, encode([(name, dtype, shape, data)]))
     for threads in (1, 3):
         out = np.full(data.size, 0xA5, np.uint8)
         decode_tensor(blob, out, threads)
@@ -66,7 +66,7 @@ def test_buffers_need_not_be_aligned(offset: int) -> None:
     data = random_words(3, 5000, 32, "few", 0.2)
     memory = np.empty(data.size + offset, np.uint8)
     memory[offset:] = data
-    blob = encode_tensor("w", "F32", (5000,), memory[offset:])
+    blob = encode([("w", "F32", (5000,), memory[offset:])])
     memory[:] = 0
     decode_tensor(blob, memory[offset:])
     assert np.array_equal(memory[offset:], data)

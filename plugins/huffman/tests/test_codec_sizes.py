@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from makeweight_huffman.codec.container import encode, encode_tensor
+from makeweight_huffman.codec.container import encode
 
 from .helpers_codec import coded_network
 
@@ -21,8 +21,8 @@ def test_gaussian_floats_take_little_more_than_their_entropy() -> None:
     weights = np.random.default_rng(0).normal(0, 0.02, 1 << 20).astype("<f4")
     words = weights.view("<u4")
     half = ((words + 0x7FFF + (words >> 16 & 1)) >> 16).astype("<u2")  # bfloat16, rounded to nearest even
-    assert encode_tensor("w", "BF16", half.shape, half.view(np.uint8)).size * 8 / half.size <= 10.60
-    assert encode_tensor("w", "F32", weights.shape, weights.view(np.uint8)).size * 8 / weights.size <= 26.6
+    assert encode([("w", "BF16", half.shape, half.view(np.uint8))]).size * 8 / half.size <= 10.60
+    assert encode([("w", "F32", weights.shape, weights.view(np.uint8))]).size * 8 / weights.size <= 26.6
 
 
 def test_indices_take_little_more_than_their_entropy() -> None:
@@ -31,13 +31,13 @@ def test_indices_take_little_more_than_their_entropy() -> None:
     entropy = -(share * np.log2(share)).sum()
     symbols = np.random.default_rng(0).choice(32, 1 << 20, p=share).astype(np.uint8)
     assert entropy == pytest.approx(3.77, abs=0.01)
-    assert encode_tensor("w", "U8", symbols.shape, symbols).size * 8 / symbols.size <= 3.85
+    assert encode([("w", "U8", symbols.shape, symbols)]).size * 8 / symbols.size <= 3.85
 
 
 def test_sparse_positions_take_little_more_than_their_entropy() -> None:
     occupied = np.random.default_rng(0).random(1 << 20) < 0.02
     entropy = 0.02 * np.log2(1 / 0.02) + 0.98 * np.log2(1 / 0.98)
-    coded = encode_tensor("w", "F32", (1024, 1024), occupied.astype("<f4").view(np.uint8))
+    coded = encode([("w", "F32", (1024, 1024), occupied.astype("<f4").view(np.uint8))])
     assert coded.size * 8 / occupied.size <= 1.02 * entropy
 
 
@@ -46,8 +46,7 @@ def test_columns_that_are_always_empty_cost_next_to_nothing() -> None:
     occupied = random.random((300, 784)) < 0.1
     half = occupied & (np.arange(784) % 2 == 0)
     both = [
-        encode_tensor("w", "F32", mask.shape, mask.astype("<f4").view(np.uint8).ravel()).size
-        for mask in (occupied, half)
+        encode([("w", "F32", mask.shape, mask.astype("<f4").view(np.uint8).ravel())]).size for mask in (occupied, half)
     ]
     assert both[1] < 0.56 * both[0]
 
@@ -73,5 +72,5 @@ def test_a_tensor_whose_beginning_is_unlike_the_rest_still_packs_well() -> None:
     occupied = np.random.default_rng(0).random((3000, 1024)) < 0.02
     occupied[:1024] = False
     entropy = 1976 / 3000 * (0.02 * np.log2(1 / 0.02) + 0.98 * np.log2(1 / 0.98))
-    coded = encode_tensor("w", "F32", occupied.shape, occupied.astype("<f4").view(np.uint8).ravel())
+    coded = encode([("w", "F32", occupied.shape, occupied.astype("<f4").view(np.uint8).ravel())])
     assert coded.size * 8 / occupied.size <= 1.05 * entropy

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Protocol, overload
+
 from makeweight.errors import MakeweightError
 
 
 class FormatError(MakeweightError):
     """A blob that is not ours, not whole, or not as FORMAT.md has it."""
+
+
+class Source(Protocol):
+    """Bytes in memory (a memoryview) or in a file, which are read when they are asked for."""
+
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, where: int, /) -> int: ...
+    @overload
+    def __getitem__(self, where: slice, /) -> memoryview: ...
 
 
 class BitWriter:
@@ -47,7 +59,7 @@ class BitWriter:
 
 
 class BitReader:
-    """Reads what BitWriter wrote.
+    """Reads what BitWriter wrote, from bytes `at` to `limit` of a source.
 
     Raises:
         FormatError: by every method, when the bits end too early.
@@ -55,15 +67,16 @@ class BitReader:
 
     CHUNK = 64  # bytes taken at a time: one shift of a long header costs more than the header's fields
 
-    def __init__(self, source: memoryview) -> None:
+    def __init__(self, source: Source, at: int = 0, limit: int | None = None) -> None:
         self._source = source
-        self._next = 0  # first byte not yet taken
+        self._next = at  # first byte not yet taken
+        self._limit = len(source) if limit is None else limit
         self._value = 0
         self._count = 0  # bits in _value
 
     def bits(self, count: int) -> int:
         while self._count < count:
-            chunk = self._source[self._next : self._next + self.CHUNK]
+            chunk = self._source[self._next : min(self._next + self.CHUNK, self._limit)]
             if not len(chunk):
                 raise FormatError("the header of a tensor ends too early")
             self._value |= int.from_bytes(chunk, "little") << self._count
@@ -88,7 +101,7 @@ class BitReader:
         return -(value + 1) // 2 if value & 1 else value // 2
 
     def end(self) -> int:
-        """The number of bytes read, the last one's unused bits being zero.
+        """The byte after those read, the last one's unused bits being zero.
 
         Raises:
             FormatError: when they are not.
@@ -108,7 +121,7 @@ def write_varint(value: int) -> bytes:
     return bytes(written)
 
 
-def read_varint(source: memoryview, at: int) -> tuple[int, int]:
+def read_varint(source: Source, at: int) -> tuple[int, int]:
     """The value at byte `at`, below 2**63, and the byte after it.
 
     Raises:

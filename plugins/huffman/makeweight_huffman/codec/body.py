@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
+from itertools import accumulate, islice, pairwise
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from makeweight_huffman.codec import codes, neighbours, positions, runs, words
-from makeweight_huffman.codec.bits import FormatError, read_varint, write_varint
+from makeweight_huffman.codec.bits import FormatError, Source, read_varint
 from makeweight_huffman.codec.codebook import Codebook
 from makeweight_huffman.codec.coder import FieldCoder, Places, Words, readonly
 from makeweight_huffman.codec.model import CLASSES, DIVISORS
@@ -40,36 +41,43 @@ class BodyCoder:
         self._inner = self._dtype if self._codebook is None else self._codebook.dtype
         self.coders = [FieldCoder(field, self._inner, self._meanings(field.alphabet)) for field in plan.fields]
 
-    def encode(self, tensor: Words, threads: int = 1) -> tuple[bytes, bytearray]:
-        """A tensor (size,): the lengths of its blocks, where there are several, and the blocks."""
-        blocks, lengths = bytearray(), []  # one array that grows in place: many parts would be there twice when joined
-        for block in in_order(lambda begin: self._encode_block(self._slice(tensor, begin)), self._begins(), threads):
-            blocks += block
-            lengths.append(write_varint(len(block)))
-        return b"".join(lengths) if len(lengths) > 1 else b"", blocks
+    def encode(self, tensor: Words, threads: int = 1) -> Iterator[bytes]:
+        """The blocks of a tensor, (size,)."""
+        return in_order(lambda begin: self._encode_block(self._slice(tensor, begin)), self._begins(), threads)
 
-    def decode(self, source: NDArray[np.uint8], at: int, limit: int, out: Words, threads: int = 1) -> None:
+    def decode(self, source: Source, at: int, limit: int, out: Words, threads: int = 1) -> None:
         """Fill out (size,) with what source[at:limit] says.
 
         Raises:
             FormatError: when it is damaged.
         """
-        ends = [limit]
-        if len(self._begins()) > 1:
-            sizes = []
-            for _ in self._begins():
-                size, at = read_varint(source.data, at)
-                sizes.append(size)
-            ends = list(accumulate(sizes, initial=at))[1:]
-            if ends[-1] != limit:
-                raise FormatError(f"the blocks of a tensor end at byte {ends[-1]}, not {limit}")
-        starts = [at, *ends]
 
-        def decode(number: int) -> None:
-            self._decode_block(source, starts[number], ends[number], self._slice(out, number * self.plan.block))
+        def fill(block: tuple[int, tuple[int, int]]) -> None:
+            self._decode_block(array_of(source, *block[1]), self._slice(out, block[0]))
 
-        for _ in in_order(decode, range(len(ends)), threads):
+        for _ in in_order(fill, zip(self._begins(), self._ranges(source, at, limit), strict=True), threads):
             pass
+
+    def decoded(self, source: Source, at: int, limit: int, threads: int = 1) -> Iterator[Words]:
+        """The words of one block after the other, each in an array of its own; raises FormatError as decode does."""
+
+        def make(block: tuple[int, tuple[int, int]]) -> Words:
+            out = np.empty(min(self.plan.block, self.size - block[0]), self._dtype)
+            self._decode_block(array_of(source, *block[1]), out)
+            return out
+
+        return in_order(make, zip(self._begins(), self._ranges(source, at, limit), strict=True), threads)
+
+    def _ranges(self, source: Source, at: int, limit: int) -> list[tuple[int, int]]:
+        """Where each block begins and ends; their lengths come before them where there are several."""
+        sizes = []
+        if len(self._begins()) > 1:
+            for _ in self._begins():
+                size, at = read_varint(source, at)
+                sizes.append(size)
+            if at + sum(sizes) != limit:
+                raise FormatError(f"the blocks of a tensor end at byte {at + sum(sizes)}, not {limit}")
+        return list(pairwise(accumulate(sizes, initial=at))) if sizes else [(at, limit)]
 
     def _encode_block(self, block: Words) -> bytes:
         block = aligned(block)
@@ -121,20 +129,18 @@ class BodyCoder:
         out = np.empty((quotients + 32 * used) // 8 + 2 * SLACK, np.uint8)
         return out[: runs.write_runs(lengths, kinds, divisors, out, 0)].tobytes()
 
-    def _decode_block(self, source: NDArray[np.uint8], at: int, limit: int, out: Words) -> None:
-        if limit < at or limit > source.size:
-            raise FormatError("a block ends outside the blob")
+    def _decode_block(self, source: NDArray[np.uint8], out: Words) -> None:
         target = out if out.flags.aligned else np.empty_like(out)
-        values, places, where = target, None, None
+        values, places, where, at = target, None, None, 0
         if self.plan.sparse:
-            at, where = self._decode_positions(source, at, limit, target.size)
+            at, where = self._decode_positions(source, target.size)
             places = self._places(where, target.size)
             values = np.empty(where.size, self._dtype)
         inner = values if self._codebook is None else np.empty(values.size, self._inner)
         for number, coder in enumerate(self.coders):
-            at = coder.decode(source, at, limit, places, number == 0, inner) if inner.size else at
-        if at != limit:
-            raise FormatError(f"{limit - at} bytes are left over at the end of a block")
+            at = coder.decode(source, at, places, number == 0, inner) if inner.size else at
+        if at != source.size:
+            raise FormatError(f"{source.size - at} bytes are left over at the end of a block")
         if self._codebook is not None:
             self._codebook.values(inner, values)
         if self.plan.sparse:
@@ -143,20 +149,18 @@ class BodyCoder:
         if target is not out:
             out[:] = target
 
-    def _decode_positions(
-        self, source: NDArray[np.uint8], at: int, limit: int, cells: int
-    ) -> tuple[int, NDArray[np.int32]]:
+    def _decode_positions(self, source: NDArray[np.uint8], cells: int) -> tuple[int, NDArray[np.int32]]:
         sparse = self.plan.sparse
         assert sparse
         where = np.empty(cells, np.int32)
         divisors = DIVISORS[sparse.divisors]
         if sparse.model is None:
-            at, found = runs.decode_gaps(source, at, limit, divisors[0], cells, where)
+            at, found = runs.decode_gaps(source, divisors[0], cells, where)
         else:
             occupied = np.empty(cells, np.uint8)
             parameters = sparse.model.parameters()
             at, found = positions.decode_positions(
-                source, at, limit, self._columns, parameters, positions.SCORES, divisors, occupied, where
+                source, self._columns, parameters, positions.SCORES, divisors, occupied, where
             )
         if at < 0:
             raise FormatError("the positions of a tensor are damaged")
@@ -186,10 +190,22 @@ def aligned(array: Words) -> Words:
     return array if array.flags.aligned else array.copy()
 
 
-def in_order(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
-    """function(item) of each item in turn, several at once where there are threads."""
-    if threads <= 1 or len(items) <= 1:
+def array_of(source: Source, begin: int, end: int) -> NDArray[np.uint8]:
+    """Bytes of a source, read-only. Raises FormatError where there are not so many."""
+    if not begin <= end <= len(source):
+        raise FormatError("a block ends outside the blob")
+    return readonly(np.frombuffer(source[begin:end], np.uint8))
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """function(item) of each item in turn; with threads several at once, but few results wait to be taken."""
+    if threads <= 1:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(min(threads, len(items))) as pool:
-        yield from pool.map(function, items)
+    left = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque(pool.submit(function, item) for item in islice(left, 2 * threads))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(left, 1))
+            yield result

@@ -80,20 +80,18 @@ class FieldCoder:
         sizes = b"".join(write_varint(ends[i + 1] - ends[i]) for i in range(3))
         return sizes + out[: ends[4]].tobytes()
 
-    def decode(
-        self, source: NDArray[np.uint8], at: int, limit: int, places: Places | None, fresh: bool, block: Words
-    ) -> int:
+    def decode(self, source: NDArray[np.uint8], at: int, places: Places | None, fresh: bool, block: Words) -> int:
         """Put the field's bits from byte `at` on into a block's words, beside those that are there unless `fresh`.
 
         Returns:
-            The byte after them, at most `limit`.
+            The byte after them.
 
         Raises:
             FormatError: when they are damaged.
         """
         field = self.field
         if field.lengths is None:
-            end = streams.decode_numbers(source, at, limit, field.shift, field.width, fresh, block)
+            end = streams.decode_numbers(source, at, field.shift, field.width, fresh, block)
         elif len(self._alphabet) == 1:
             value = self._values[self.alphabet_symbols[0]]
             np.bitwise_or(0 if fresh else block, value, out=block)
@@ -101,7 +99,7 @@ class FieldCoder:
         else:
             direct = fresh and block.dtype == np.uint8 and field.shift == 0
             symbols = block if direct else np.empty(block.size, np.uint8)
-            end = self._decode_symbols(source, at, limit, places, symbols)
+            end = self._decode_symbols(source, at, places, symbols)
             if end >= 0 and not direct:
                 words.unmap_symbols(symbols, self._values, fresh, block)
         if end < 0:
@@ -124,27 +122,25 @@ class FieldCoder:
         neighbours.collect_contexts(symbols, places.positions, places.lag, self._signs, signs, contexts)
         return contexts
 
-    def _decode_symbols(
-        self, source: NDArray[np.uint8], at: int, limit: int, places: Places | None, symbols: Words
-    ) -> int:
+    def _decode_symbols(self, source: NDArray[np.uint8], at: int, places: Places | None, symbols: Words) -> int:
         entries, first = self._tables
         if self.field.in_context:
             if places is None:
                 return -1
             signs = np.zeros(places.cells, np.int8)
             return neighbours.decode_in_context(
-                source, at, limit, entries, first, places.positions, places.lag, self._signs, signs, symbols
+                source, at, entries, first, places.positions, places.lag, self._signs, signs, symbols
             )
         if symbols.size < FOUR_STREAMS:
-            return streams.decode_symbols(source, 8 * at, limit, entries[0], first[0], symbols, 0, symbols.size)
+            return streams.decode_symbols(source, 8 * at, source.size, entries[0], first[0], symbols, 0, symbols.size)
         sizes = []
         for _ in range(3):
             size, at = read_varint(source.data, at)
             sizes.append(size)
         starts = at + np.cumsum([0, *sizes], dtype=np.int64)
-        if sum(sizes) > limit - at:
+        if sum(sizes) > source.size - at:
             return -1
-        return streams.decode_four(source, starts, limit, entries[0], first[0], symbols)
+        return streams.decode_four(source, starts, entries[0], first[0], symbols)
 
     @cached_property
     def _lengths(self) -> NDArray[np.uint8]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from makeweight_huffman.codec.bits import FormatError, read_varint, write_varint
+from makeweight_huffman.codec.bits import FormatError, Source, read_varint, write_varint
 from makeweight_huffman.codec.tensor import DTYPES, MAX_RANK, Tensor
 
 VERSION = 1
 MANY_DIMENSIONS = 7  # from here on, their number follows the byte that holds it and the dtype
 MAX_SHARED = 127  # bytes that a name takes from the one before; so names take little more than the blob
+CHUNK = 1 << 20
 EXPANSION, ALLOWANCE = 4096, 1 << 16  # a blob decodes to at most its size times the one, and the other
 
 
@@ -49,9 +47,8 @@ def padding_of(decoded: int, size: int) -> int:
     return max(0, -((ALLOWANCE - decoded) // EXPANSION) - size)
 
 
-def locate_all(source: NDArray[np.uint8], limit: int | None) -> list[Located]:
+def locate_all(blob: Source, limit: int | None = None) -> list[Located]:
     """All entries of a blob, their sizes checked against the limits."""
-    blob = source.data
     if not len(blob) or blob[0] != VERSION:
         raise FormatError(f"the blob is of version {blob[0] if len(blob) else 'none'}, not {VERSION}")
     count, at = read_varint(blob, 1)
@@ -73,12 +70,14 @@ def locate_all(source: NDArray[np.uint8], limit: int | None) -> list[Located]:
         names.add(name)
         located.append(Located(tensor, at, at + size))
         at += size
-    if len(blob) - at != padding_of(decoded, at) or np.any(source[at:]):
+    if len(blob) - at != padding_of(decoded, at) or any(
+        bytes(blob[begin : begin + CHUNK]).strip(b"\0") for begin in range(at, len(blob), CHUNK)
+    ):
         raise FormatError(f"{len(blob) - at} bytes after the last tensor are not the padding that belongs there")
     return located
 
 
-def _read_entry(blob: memoryview, at: int, previous: bytes) -> tuple[Tensor, bytes, int]:
+def _read_entry(blob: Source, at: int, previous: bytes) -> tuple[Tensor, bytes, int]:
     """A tensor's entry at byte `at`: the tensor, its name, and the byte after the entry."""
     shared, at = read_varint(blob, at)
     added, at = read_varint(blob, at)

@@ -54,7 +54,6 @@ def encode_in_context(symbols: np.ndarray, contexts: np.ndarray, codes: np.ndarr
 def decode_in_context(
     source: np.ndarray,
     at: int,
-    limit: int,
     entries: np.ndarray,
     first: np.ndarray,
     positions: np.ndarray,
@@ -70,7 +69,7 @@ def decode_in_context(
     window = np.uint64((1 << MAX_LENGTH) - 1)
     position = 8 * at
     for i in range(out.size):
-        if position > 8 * limit:
+        if position > 8 * source.size:
             return -1
         context = context_of(positions[i], lag, signs)
         place = peek(source, position) & window
@@ -81,4 +80,4 @@ def decode_in_context(
         out[i] = symbol
         signs[positions[i]] = sign_of[symbol]
         position += length
-    return finish(source, position, limit)
+    return finish(source, position)

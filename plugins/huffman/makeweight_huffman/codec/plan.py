@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from makeweight_huffman.codec.bits import BitReader, BitWriter, FormatError
+from makeweight_huffman.codec.bits import BitReader, BitWriter, FormatError, Source
 from makeweight_huffman.codec.fields import Field, read_ascending, write_ascending
 from makeweight_huffman.codec.model import CLASSES, Model, checked_divisor, read_divisors, write_divisors
 
@@ -108,13 +108,13 @@ class Plan:
         return self.sparse is not None and self.sparse.model is not None and len(self.fields) == 1
 
     @staticmethod
-    def read(source: memoryview, width: int) -> tuple[Plan, int]:
-        """The plan for words of `width` bits, and the bytes that its header takes.
+    def read(source: Source, at: int, limit: int, width: int) -> tuple[Plan, int]:
+        """The plan for words of `width` bits whose header begins at byte `at`, and the byte after the header.
 
         Raises:
             FormatError: when the header is damaged.
         """
-        reader = BitReader(source)
+        reader = BitReader(source, at, limit)
         sparse = Sparse.read(reader, width) if reader.bits(1) else None
         trailing = reader.bits(6) if reader.bits(1) else 0
         if trailing >= width:

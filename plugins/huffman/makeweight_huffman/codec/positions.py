@@ -108,8 +108,6 @@ def tally(occupied: np.ndarray, classes: np.ndarray, counts: np.ndarray) -> None
 @kernel
 def decode_positions(
     source: np.ndarray,
-    at: int,
-    limit: int,
     columns: int,
     parameters: np.ndarray,
     scores: np.ndarray,
@@ -127,7 +125,7 @@ def decode_positions(
     rates = np.full(min(columns, occupied.size), row_rate)
     column, row, step = 0, 0, column_step(0)
     left = np.full(CLASSES, -1)  # background cells that remain of each class's run; -1: it has none yet
-    position, found = 8 * at, 0
+    position, found = 0, 0
     for i in range(occupied.size):
         rate = rates[np.uint64(column)]
         score = column_weight * score_of(rate, scores) + row_weight * score_of(row_rate, scores)
@@ -135,7 +133,7 @@ def decode_positions(
         kind = np.uint64(class_of(score, coarseness))
         remaining = left[kind]
         if remaining < 0:
-            remaining, position = read_run(source, position, limit, divisors[kind])
+            remaining, position = read_run(source, position, divisors[kind])
             if position < 0:
                 return -1, 0
         left[kind] = remaining - 1
@@ -152,4 +150,4 @@ def decode_positions(
             step = column_step(row)
     if left.max() > 0:  # a run goes on behind the last cell
         return -1, 0
-    return finish(source, position, limit), found
+    return finish(source, position), found

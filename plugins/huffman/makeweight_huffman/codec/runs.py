@@ -103,7 +103,7 @@ def write_runs(runs: np.ndarray, kinds: np.ndarray, divisors: np.ndarray, out: n
 
 
 @kernel
-def read_run(source: np.ndarray, position: int, limit: int, divisor: int) -> tuple[int, int]:
+def read_run(source: np.ndarray, position: int, divisor: int) -> tuple[int, int]:
     """The run at bit `position`, and the bit after it, or -1 when it is damaged or has no code (divisor 0)."""
     if divisor == 0:
         return 0, -1
@@ -116,7 +116,7 @@ def read_run(source: np.ndarray, position: int, limit: int, divisor: int) -> tup
         word >>= np.uint64(1)
         available -= 1
         if available < 24:  # a remainder has at most 21 bits
-            if position > 8 * limit:
+            if position > 8 * source.size:
                 return 0, -1
             word = peek(source, position)
             available = 57
@@ -133,21 +133,19 @@ def read_run(source: np.ndarray, position: int, limit: int, divisor: int) -> tup
         else:
             run += 2 * head + np.int64((word >> np.uint64(bits - 1)) & np.uint64(1)) - short
             position += 1
-    return (run, position) if position <= 8 * limit else (run, -1)
+    return (run, position) if position <= 8 * source.size else (run, -1)
 
 
 @kernel
-def decode_gaps(
-    source: np.ndarray, at: int, limit: int, divisor: int, cells: int, positions: np.ndarray
-) -> tuple[int, int]:
+def decode_gaps(source: np.ndarray, divisor: int, cells: int, positions: np.ndarray) -> tuple[int, int]:
     """Undo collect_gaps and write_runs: fill positions (int32).
 
     Returns:
         The byte after the stream, or -1 when it is damaged, and the number of positions.
     """
-    position, found, i = 8 * at, 0, 0
+    position, found, i = 0, 0, 0
     while i < cells:
-        run, position = read_run(source, position, limit, divisor)
+        run, position = read_run(source, position, divisor)
         if position < 0 or run > cells - i:
             return -1, 0
         i += run
@@ -155,4 +153,4 @@ def decode_gaps(
             positions[found] = i
             found += 1
             i += 1
-    return finish(source, position, limit), found
+    return finish(source, position), found

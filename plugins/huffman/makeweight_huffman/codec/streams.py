@@ -1,7 +1,8 @@
 """Kernels for streams of bits: Huffman-coded symbols, and numbers of a fixed width.
 
 Every stream begins at a byte and is filled up with zeros. A decoding kernel returns the byte after its stream, or -1
-when the stream is damaged: it runs past `limit`, or its unused bits are not zero. No kernel reads outside `source`.
+when the stream is damaged: it runs past `source`, the bytes of its block, or its unused bits are not zero. No kernel
+reads outside `source`.
 """
 
 # mypy: disable-error-code="assignment, arg-type, return-value"
@@ -62,10 +63,10 @@ def peek(source: np.ndarray, position: int) -> np.uint64:
 
 
 @kernel
-def finish(source: np.ndarray, position: int, limit: int) -> int:
+def finish(source: np.ndarray, position: int) -> int:
     """The byte after a stream that ended before bit `position`, or -1."""
     end = (position + 7) >> 3
-    if end > limit or (position & 7 and source[end - 1] >> np.uint8(position & 7)):
+    if end > source.size or (position & 7 and source[end - 1] >> np.uint8(position & 7)):
         return -1
     return end
 
@@ -103,13 +104,11 @@ def decode_symbols(
         out[i] = np.uint8(entries[place] & np.uint32(0xFF))
         position += np.int64(first[place])
         i += 1
-    return finish(source, position, limit)
+    return finish(source, position)
 
 
 @kernel
-def decode_four(
-    source: np.ndarray, starts: np.ndarray, limit: int, entries: np.ndarray, first: np.ndarray, out: np.ndarray
-) -> int:
+def decode_four(source: np.ndarray, starts: np.ndarray, entries: np.ndarray, first: np.ndarray, out: np.ndarray) -> int:
     """Decode four streams at once, each to its quarter of out (uint8). starts: (4,) int64, bytes.
 
     One stream's next load waits for its last; four of them keep the core busy.
@@ -161,7 +160,7 @@ def decode_four(
         return -1
     if decode_symbols(source, p2, starts[3], entries, first, out, i2, 3 * quarter) != starts[3]:
         return -1
-    return decode_symbols(source, p3, limit, entries, first, out, i3, out.size)
+    return decode_symbols(source, p3, source.size, entries, first, out, i3, out.size)
 
 
 @kernel
@@ -180,11 +179,9 @@ def encode_numbers(words: np.ndarray, shift: int, width: int, out: np.ndarray, a
 
 
 @kernel
-def decode_numbers(
-    source: np.ndarray, at: int, limit: int, shift: int, width: int, fresh: bool, words: np.ndarray
-) -> int:
+def decode_numbers(source: np.ndarray, at: int, shift: int, width: int, fresh: bool, words: np.ndarray) -> int:
     """Put `width` bits a word to bit `shift` of words; the other bits become zero where `fresh`, else they stay."""
-    if words.size * width > 8 * (limit - at):
+    if words.size * width > 8 * (source.size - at):
         return -1
     mask = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
     position = 8 * at
@@ -197,4 +194,4 @@ def decode_numbers(
         value = peek(source, position) & mask
         words[i] = value << np.uint64(shift) if fresh else value << np.uint64(shift) | np.uint64(words[i])
         position += width
-    return finish(source, position, limit)
+    return finish(source, position)

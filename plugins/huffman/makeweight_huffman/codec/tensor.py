@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from makeweight_huffman.codec.bits import FormatError
+from makeweight_huffman.codec.bits import FormatError, Source, write_varint
 from makeweight_huffman.codec.body import BodyCoder
 from makeweight_huffman.codec.choice import candidate_plans
 from makeweight_huffman.codec.coder import Words
@@ -93,8 +94,10 @@ class Tensor:
             raise FormatError(f"tensor {self.name!r} of {self.dtype} does not fill whole bytes: shape {self.shape}")
 
 
-def encode_elements(tensor: Tensor, data: NDArray[np.uint8], threads: int = 1) -> tuple[bytes, bytearray]:
-    """The body of a tensor in two parts, the second being its blocks. data: (bytes,), little-endian.
+def encode_elements(tensor: Tensor, data: NDArray[np.uint8], keep: Callable[[bytes], None], threads: int = 1) -> bytes:
+    """Code a tensor: `keep` is given its blocks one after the other; what the body has before them is returned.
+
+    data: (bytes,), little-endian.
 
     Raises:
         FormatError: when the tensor cannot be, or the data are not of its size.
@@ -105,33 +108,59 @@ def encode_elements(tensor: Tensor, data: NDArray[np.uint8], threads: int = 1) -
             f"tensor {tensor.name!r} has {data.size} bytes of {data.dtype}, not {tensor.num_bytes} of uint8"
         )
     if not tensor.num_words:
-        return b"", bytearray()
+        return b""
     layout = LAYOUTS[tensor.dtype]
     elements = words_of(np.ascontiguousarray(data), layout.word)
-    bodies = []
-    for plan in candidate_plans(elements, tensor.columns, layout.sign_and_exponent):
-        lengths, blocks = BodyCoder(plan, tensor.num_words, tensor.columns).encode(elements, threads)
-        bodies.append((plan.to_bytes() + lengths, blocks))
-    return min(bodies, key=lambda body: len(body[0]) + len(body[1]))
+    plan, blocks = _shortest(
+        candidate_plans(elements, tensor.columns, layout.sign_and_exponent), tensor, elements, threads
+    )
+    lengths = []
+    for block in blocks:
+        keep(block)
+        lengths.append(write_varint(len(block)))
+    return plan.to_bytes() + (b"".join(lengths) if len(lengths) > 1 else b"")
 
 
 def decode_elements(
-    tensor: Tensor, source: NDArray[np.uint8], at: int, limit: int, out: NDArray[np.uint8], threads: int = 1
+    tensor: Tensor, source: Source, at: int, limit: int, out: NDArray[np.uint8], threads: int = 1
 ) -> None:
     """Fill out (bytes,) with what the body source[at:limit] says.
 
     Raises:
         FormatError: when it is damaged.
     """
-    if not tensor.num_words:
-        if at != limit:
-            raise FormatError(f"tensor {tensor.name!r} is empty but has {limit - at} bytes")
-        return
-    plan, taken = Plan.read(source[at:limit].data, LAYOUTS[tensor.dtype].word)
-    coder = BodyCoder(plan, tensor.num_words, tensor.columns)
-    coder.decode(source, at + taken, limit, words_of(out, plan.width), threads)
+    if coder := _coder_of(tensor, source, at, limit):
+        coder[0].decode(source, coder[1], limit, words_of(out, coder[0].plan.width), threads)
+
+
+def decoded_elements(
+    tensor: Tensor, source: Source, at: int, limit: int, threads: int = 1
+) -> Iterator[NDArray[np.uint8]]:
+    """The same in pieces, (bytes,) each, that take little memory however large the tensor is."""
+    if coder := _coder_of(tensor, source, at, limit):
+        for block in coder[0].decoded(source, coder[1], limit, threads):
+            yield block.view(np.uint8)
 
 
 def words_of(data: NDArray[np.uint8], width: int) -> Words:
     """The same bytes as unsigned numbers of `width` bits."""
     return data.view(np.dtype(f"<u{width // 8}"))
+
+
+def _shortest(plans: list[Plan], tensor: Tensor, elements: Words, threads: int) -> tuple[Plan, Iterable[bytes]]:
+    """The plan under which a tensor takes the fewest bytes, and its blocks; of a single plan they are not yet made."""
+    coded = [(plan, BodyCoder(plan, tensor.num_words, tensor.columns).encode(elements, threads)) for plan in plans]
+    if len(coded) == 1:
+        return coded[0]
+    tried = [(plan, list(blocks)) for plan, blocks in coded]
+    return min(tried, key=lambda each: len(each[0].to_bytes()) + sum(map(len, each[1])))
+
+
+def _coder_of(tensor: Tensor, source: Source, at: int, limit: int) -> tuple[BodyCoder, int] | None:
+    """What reads a body, and the byte after its header; None for a tensor without elements."""
+    if not tensor.num_words:
+        if at != limit:
+            raise FormatError(f"tensor {tensor.name!r} is empty but has {limit - at} bytes")
+        return None
+    plan, at = Plan.read(source, at, limit, LAYOUTS[tensor.dtype].word)
+    return BodyCoder(plan, tensor.num_words, tensor.columns), at

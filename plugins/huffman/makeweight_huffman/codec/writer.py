@@ -1,0 +1,93 @@
+"""A blob in the making: tensor after tensor, its blocks kept in memory or in a file until all of it is known."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from makeweight_huffman.codec.bits import FormatError, write_varint
+from makeweight_huffman.codec.entries import CHUNK, VERSION, encode_name, padding_of, write_entry
+from makeweight_huffman.codec.tensor import Tensor, encode_elements
+
+
+class BlobWriter:
+    """Codes tensors as they are added. A blob has its lengths before its blocks, so these wait for the end.
+
+    Args:
+        spool: a file, open to write and read, where the blocks wait; without one, in memory.
+        threads: that code blocks of large tensors.
+    """
+
+    def __init__(self, spool: BinaryIO | None = None, threads: int = 1) -> None:
+        self._spool = spool
+        self._threads = threads
+        self._blocks: deque[bytes] = deque()
+        self._heads: list[tuple[bytes, int]] = []  # what comes before a tensor's blocks, and the bytes of these
+        self._waiting = 0  # bytes of the blocks of the tensor that is being added
+        self._names: set[bytes] = set()
+        self._previous = b""
+        self._decoded = 0
+
+    def add(self, name: str, dtype: str, shape: tuple[int, ...], data: NDArray[np.uint8]) -> None:
+        """Code a tensor. data: (bytes,), little-endian.
+
+        Raises:
+            FormatError: when its name was there before, or its dtype, shape and data do not go together.
+        """
+        encoded = encode_name(name)
+        if encoded in self._names:
+            raise FormatError(f"there are two tensors with the name {name!r}")
+        tensor = Tensor(name, dtype, tuple(shape))
+        self._waiting = 0
+        header = encode_elements(tensor, data, self._keep, self._threads)
+        entry = write_entry(tensor, self._previous, encoded)
+        self._heads.append((entry + write_varint(len(header) + self._waiting) + header, self._waiting))
+        self._names.add(encoded)
+        self._previous = encoded
+        self._decoded += tensor.num_bytes + len(encoded)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the blob with the tensors so far."""
+        return self._unpadded + padding_of(self._decoded, self._unpadded)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The blob, in pieces. It is given once: what waits in memory is let go."""
+        padding = self.size - self._unpadded
+        yield self._start
+        if self._spool is not None:
+            self._spool.seek(0)
+        for head, waiting in self._heads:
+            yield head
+            while waiting:
+                block = self._spool.read(min(waiting, CHUNK)) if self._spool is not None else self._blocks.popleft()
+                waiting -= len(block)
+                yield block
+        yield bytes(padding)
+
+    def to_array(self) -> NDArray[np.uint8]:
+        """The blob, (bytes,); as pieces, once."""
+        blob, at = np.empty(self.size, np.uint8), 0
+        for piece in self.pieces():
+            blob[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+            at += len(piece)
+        return blob
+
+    @property
+    def _start(self) -> bytes:
+        return bytes([VERSION]) + write_varint(len(self._heads))
+
+    @property
+    def _unpadded(self) -> int:
+        return len(self._start) + sum(len(head) + waiting for head, waiting in self._heads)
+
+    def _keep(self, block: bytes) -> None:
+        self._waiting += len(block)
+        if self._spool is None:
+            self._blocks.append(block)
+        else:
+            self._spool.write(block)

@@ -1,0 +1,99 @@
+"""Files packed and unpacked: at most one tensor is in memory, and of a coded one a few blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from makeweight import Artifact, MakeweightError
+from makeweight.artifact import blamed_on, decode, is_export, read, write_bytes
+from makeweight.files import spool_beside, written_aside
+from makeweight.stored import FileBytes, Layout, bytes_of, layout_of, read_header, write_in_pieces
+
+from .codec.bits import Source
+from .codec.entries import Located
+from .codec.tensor import LAYOUTS, decoded_elements
+from .codec.writer import BlobWriter
+from .progress import bar
+from .tensors import BLOB, located_in
+
+Part = tuple[Layout, Iterator[NDArray[np.uint8]]]  # a tensor, and its bytes in pieces
+
+
+def pack(source: Path, target: Path, threads: int = 1) -> None:
+    """Code the tensors of any safetensors file; what it says of itself is kept.
+
+    Raises MakeweightError where the file is damaged, packed already, or cannot be written.
+    """
+    tensors, described = read_header(FileBytes(source))
+    if is_export(source):
+        metadata = read(source).metadata
+        if "huffman" in metadata:
+            raise MakeweightError(f"{source} is packed already")
+        metadata["huffman"] = {}
+    else:
+        metadata = {"huffman": {"metadata": described} if described else {}}
+    with spool_beside(target) as spool, bar("packing", sum(len(each.bytes) for each in tensors)) as advance:
+        writer = BlobWriter(spool, threads)
+        for each in tensors:
+            with blamed_on(source):
+                writer.add(each.name, each.dtype, each.shape, np.frombuffer(each.bytes.read(), np.uint8))
+            advance(len(each.bytes))
+        write_bytes(target, metadata, BLOB, writer.size, writer.pieces())
+
+
+def unpack(source: Path, target: Path, threads: int = 1) -> None:
+    """Write an export as an ordinary safetensors file, with the metadata that it had before `pack`.
+
+    Raises MakeweightError where it is no export, is damaged, or cannot be written.
+    """
+    artifact = read(source)
+    metadata = _metadata_before(artifact, source)
+    if list(artifact.metadata) == ["huffman"]:
+        with blamed_on(source):
+            blob, located = located_in(artifact.tensors)
+        parts = [_decoded(each, blob, threads) for each in located]
+    else:  # other plugins have their say, and they take whole tensors
+        parts = [
+            (layout_of(name, tensor), iter([bytes_of(tensor)]))
+            for name, tensor in decode(artifact, None, source).tensors.items()
+        ]
+    parts = _aligned(parts)
+    layouts = [layout for layout, _ in parts]
+    with written_aside(target) as aside, bar("unpacking", sum(layout[3] for layout in layouts)) as advance:
+        write_in_pieces(aside, layouts, metadata, _advancing(source, parts, advance))
+
+
+def _decoded(located: Located, blob: Source, threads: int) -> Part:
+    tensor = located.tensor
+    layout = tensor.name, tensor.dtype, tensor.shape, tensor.num_bytes
+    return layout, decoded_elements(tensor, blob, located.begin, located.end, threads)
+
+
+def _aligned(parts: list[Part]) -> list[Part]:
+    """The tensors in their order, or the widest elements first where some would not lie at multiples of their size."""
+    at = 0
+    for (_, dtype, _, size), _ in parts:
+        if 8 * at % LAYOUTS[dtype].word:
+            return sorted(parts, key=lambda part: -LAYOUTS[part[0][1]].word)
+        at += size
+    return parts
+
+
+def _advancing(source: Path, parts: list[Part], advance: Callable[[int], None]) -> Iterator[NDArray[np.uint8]]:
+    with blamed_on(source):
+        for _, pieces in parts:
+            for piece in pieces:
+                yield piece
+                advance(piece.nbytes)
+
+
+def _metadata_before(artifact: Artifact, source: Path) -> dict[str, str]:
+    record = artifact.metadata.get("huffman", {})
+    metadata = record.get("metadata", {}) if isinstance(record, dict) else {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise MakeweightError(f"{source}: its record of metadata is no table of text")
+    return metadata
