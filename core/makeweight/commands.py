@@ -35,12 +35,12 @@ class Inspect:
         parser.add_argument("file", type=Path, help="an export, or any safetensors file")
 
     def run(self, arguments: argparse.Namespace) -> None:
-        from .artifact import Artifact, decode, is_export, load_any, read
+        from .artifact import open_any
         from .report import percent, shape_text
         from .summary import tensor_facts, value_facts
 
         path: Path = arguments.file
-        artifact = decode(read(path), None, path) if is_export(path) else Artifact(load_any(path))
+        artifact = open_any(path)
         size = path.stat().st_size
         rows = []
         for name, tensor in artifact.tensors.items():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import nn
 
@@ -14,6 +18,8 @@ from .state import exported_state
 
 CONTROL_LIMIT = 64 << 20
 """bytes of dense float32 up to which zstd -19 is run as a control"""
+PIECE = 1 << 20
+"""elements looked at together"""
 
 
 def export_summary(
@@ -61,23 +67,51 @@ def tensor_facts(name: str, tensor: torch.Tensor, coded: int | None = None) -> d
 
 def value_facts(tensor: torch.Tensor) -> dict[str, Any]:
     """How many distinct bit patterns a tensor has, and their order-0 entropy in bits."""
-    counts = torch.unique(patterns(tensor), return_counts=True)[1].double()
-    shares = counts / max(float(counts.sum()), 1.0)
-    entropy = float(-(shares * shares.log2()).sum()) if len(counts) else 0.0
-    return {"distinct": len(counts), "entropy": round(max(entropy, 0.0), 4) + 0.0}
+    distinct, weighted = 0, 0.0
+    for counts in pattern_counts(tensor):
+        distinct += len(counts)
+        weighted += float((counts * np.log2(counts)).sum())
+    size = max(tensor.numel(), 1)
+    return {"distinct": distinct, "entropy": round(max(math.log2(size) - weighted / size, 0.0), 4) + 0.0}
+
+
+def pattern_counts(tensor: torch.Tensor) -> Iterator[NDArray[np.int64]]:
+    """How often each bit pattern occurs, in parts: the memory of one copy of the tensor is enough."""
+    words = patterns(tensor).numpy()
+    if words.itemsize <= 2:
+        unsigned = words.view(f"u{words.itemsize}")
+        parts = (np.bincount(part, minlength=1 << 16) for part in pieces(unsigned))
+        counts = sum(parts, np.zeros(1 << 16, np.int64))
+        yield counts[counts > 0]
+        return
+    begin = 0  # where the run of equal words began that is not over yet
+    for number, part in enumerate(pieces(ordered := np.sort(words))):
+        first = number * PIECE
+        before = ordered[max(first - 1, 0)]
+        starts = np.flatnonzero(np.diff(part, prepend=before)) + first
+        if len(starts):
+            yield np.diff(starts, prepend=begin)
+            begin = int(starts[-1])
+    if words.size:
+        yield np.array([words.size - begin])
 
 
 def patterns(tensor: torch.Tensor) -> torch.Tensor:
     """The bits of each element as an integer, whatever the dtype: [elements]."""
     widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    flat = tensor.contiguous().reshape(-1)
-    return flat.view(widths[flat.element_size()]) if flat.element_size() in widths else flat
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(widths[flat.element_size()])
 
 
 def nonzeros(tensor: torch.Tensor) -> int:
     """The elements that are not zero; -0.0 is zero."""
-    if tensor.is_floating_point():
-        tensor = tensor.float() if tensor.element_size() < 4 else tensor
-    elif not tensor.is_complex():
+    if not tensor.is_floating_point() and not tensor.is_complex():
         tensor = patterns(tensor)
-    return int(torch.count_nonzero(tensor))
+    small = tensor.is_floating_point() and tensor.element_size() < 4
+    parts = tensor.reshape(-1).split(PIECE)
+    return sum(int(torch.count_nonzero(part.float() if small else part)) for part in parts)
+
+
+def pieces(words: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for begin in range(0, words.size, PIECE):
+        yield words[begin : begin + PIECE]
