@@ -31,7 +31,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/step_overhead.py
 
 fuzz: install
-	$(BIN)/python -m plugins.huffman.tests.test_codec_fuzz 143000 1
+	$(BIN)/python -m plugins.huffman.tests.fuzz
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import tracemalloc
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,10 +12,8 @@ from makeweight_huffman.codec.bits import FormatError, write_varint
 from makeweight_huffman.codec.container import decode, describe, encode
 from makeweight_huffman.codec.entries import ALLOWANCE, EXPANSION
 
-from .helpers_codec import random_entry
-
-SECONDS = 30.0  # for one blob, at most: numba may have to compile kernels for a width that comes for the first time
-MEMORY = 256 << 20  # bytes beyond what the blob may decode to, the compiler's included
+from .helpers_fuzz import MEMORY, SECONDS, mutations, small_blobs
+from .helpers_memory import peak_memory
 
 
 def fuzz(blob: bytes, rounds: int, seed: int) -> int:
@@ -42,54 +38,13 @@ def fuzz(blob: bytes, rounds: int, seed: int) -> int:
     return refused
 
 
-def mutations(blob: bytes, rounds: int, random: np.random.Generator) -> Iterator[bytes]:
-    """Bit flips, truncations, splices, and edits of the first bytes, where the headers are."""
-    for number in range(rounds):
-        mutation = bytearray(blob)
-        place, other = random.integers(0, len(blob), 2).tolist()
-        if number % 5 == 0:
-            mutation[place] ^= 1 << int(random.integers(8))
-        elif number % 5 == 1:
-            del mutation[place:]
-        elif number % 5 == 2:
-            mutation[place : place + int(random.integers(16))] = blob[other : other + int(random.integers(16))]
-        elif number % 5 == 3:
-            mutation[int(random.integers(min(64, len(blob))))] = int(random.integers(256))
-        else:
-            for spot in random.integers(0, len(blob), 4).tolist():
-                mutation[spot] = int(random.integers(256))
-        yield bytes(mutation)
-
-
-def small_blobs() -> list[bytes]:
-    """Blobs that use all representations."""
-    random = np.random.default_rng(0)
-    columns = random.random(50) ** 4
-    image = np.where(random.random((80, 50)) < columns, random.integers(1, 20, (80, 50)), 0).astype("<f4")
-    return [
-        encode([random_entry(seed, f"layer.{kind}", dtype, shape, kind, density) for kind in kinds]).tobytes()
-        for seed, dtype, shape, kinds, density in [
-            (907, "F32", (60, 50), ["few", "constant"], 0.1),
-            (907, "F32", (6000,), ["few", "floats"], 1),
-            (2, "BF16", (50, 100), ["floats", "few"], 0.3),
-            (3, "U8", (10_000,), ["few"], 1),
-            (5, "F64", (5, 6, 7), ["floats", "few", "uniform"], 0.5),
-            (299, "F32", (2, 5000), ["few"], 1),
-        ]
-    ] + [encode([("w", "F32", (80, 50), image.view(np.uint8).ravel())]).tobytes()]
-
-
 @pytest.mark.parametrize("number", range(7))
 def test_mutations_are_refused_or_bounded(number: int) -> None:
     blob = small_blobs()[number]
-    tracemalloc.start()
-    try:
+    with peak_memory() as peak:
         refused = fuzz(blob, rounds=700, seed=number)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
     assert refused > 100
-    assert peak < EXPANSION * len(blob) + MEMORY
+    assert peak() < EXPANSION * len(blob) + MEMORY
 
 
 def test_every_truncation_is_refused() -> None:
@@ -134,8 +89,3 @@ def test_rows_of_less_than_a_word_are_refused_or_decoded() -> None:
     sparse = np.zeros(6000, np.uint8)
     sparse[::7] = np.arange(858) % 5
     assert np.array_equal(decode(encode([("w", "F6_E2M3", (8000, 1), sparse)]))[0][3], sparse)
-
-
-if __name__ == "__main__":  # python -m plugins.huffman.tests.test_codec_fuzz ROUNDS SEED: so many for each of the blobs
-    for index, original in enumerate(small_blobs()):
-        print(index, len(original), "bytes", fuzz(original, int(sys.argv[1]), int(sys.argv[2]) + index), "refused")
