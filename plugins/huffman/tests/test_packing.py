@@ -164,7 +164,7 @@ def test_files_are_packed_unpacked_and_gone_through_in_the_memory_of_a_tensor(tm
     packing, unpacking, looking = (int(line.split()[1]) for line in done.stdout.splitlines()[3:])
     assert packing < 32 * MIB + 32 * MIB  # the tensor, and what coding it takes
     assert unpacking < 32 * MIB
-    assert looking < 32 * MIB + 32 * MIB
+    assert looking < 2 * 32 * MIB + 32 * MIB  # one is looked at while the next is decoded
     packed = tmp_path / "large.packed"
     assert 32 * MIB < packed.stat().st_size < 0.67 * 192 * MIB  # not held in memory either
     assert (tmp_path / "large.again").stat().st_size > 192 * MIB

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from makeweight_huffman.codec import codes, neighbours, positions, runs, words
 from makeweight_huffman.codec.bits import FormatError, Source, read_varint
 from makeweight_huffman.codec.codebook import Codebook
-from makeweight_huffman.codec.coder import FieldCoder, Places, Words, readonly
+from makeweight_huffman.codec.coder import FieldCoder, Piece, Places, Words, readonly
 from makeweight_huffman.codec.model import CLASSES, DIVISORS
 from makeweight_huffman.codec.plan import Plan
 from makeweight_huffman.codec.streams import SLACK
@@ -81,15 +81,18 @@ class BodyCoder:
 
     def _encode_block(self, block: Words) -> bytes:
         block = aligned(block)
-        places, where, written = None, None, b""
+        places, where = None, None
+        pieces: list[Piece] = []
         if self.plan.sparse:
             occupied, where = self.occupied(block)
             places = self._places(where, block.size)
-            written = self._encode_positions(occupied, where)
+            pieces.append(self._encode_positions(occupied, where))
             block = block[where]
         if self._codebook is not None:
             block = self._codebook.indices(block)
-        return written + b"".join(coder.encode(block, places) for coder in self.coders)
+        for coder in self.coders:
+            pieces += coder.encode(block, places)
+        return b"".join(pieces)
 
     def occupied(self, block: Words) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         """Which words are not the background, (words,), and their places."""
@@ -112,7 +115,7 @@ class BodyCoder:
             np.add.at(counts, (coder.contexts(symbols, places), symbols), 1)
         return counts[:, coder.alphabet_symbols]
 
-    def _encode_positions(self, occupied: NDArray[np.uint8], where: NDArray[np.int32]) -> bytes:
+    def _encode_positions(self, occupied: NDArray[np.uint8], where: NDArray[np.int32]) -> Piece:
         sparse = self.plan.sparse
         assert sparse
         lengths = np.empty(where.size + CLASSES, np.int32)
@@ -127,7 +130,7 @@ class BodyCoder:
         lengths, kinds, divisors = lengths[:used], kinds[:used], DIVISORS[sparse.divisors]
         quotients = int((lengths // np.maximum(divisors[kinds], 1)).sum())
         out = np.empty((quotients + 32 * used) // 8 + 2 * SLACK, np.uint8)
-        return out[: runs.write_runs(lengths, kinds, divisors, out, 0)].tobytes()
+        return out[: runs.write_runs(lengths, kinds, divisors, out, 0)]
 
     def _decode_block(self, source: NDArray[np.uint8], out: Words) -> None:
         target = out if out.flags.aligned else np.empty_like(out)

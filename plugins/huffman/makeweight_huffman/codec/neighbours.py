@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np
 
 from makeweight_huffman.codec.codes import MAX_LENGTH
-from makeweight_huffman.codec.compiled import kernel, store64
-from makeweight_huffman.codec.streams import finish, peek
+from makeweight_huffman.codec.compiled import kernel
+from makeweight_huffman.codec.streams import finish, flush, peek
 
 CONTEXTS = 3  # the neighbours' signs add up to less than zero, to zero, to more
 
@@ -43,10 +43,7 @@ def encode_in_context(symbols: np.ndarray, contexts: np.ndarray, codes: np.ndarr
         code = np.uint64(codes[contexts[i], symbols[i]])
         word |= (code & np.uint64(0xFFFF)) << count
         count += code >> np.uint64(16)
-        store64(out, at, word)
-        at += np.int64(count >> np.uint64(3))
-        word >>= count & np.uint64(0x38)
-        count &= np.uint64(7)
+        at, word, count = flush(out, at, word, count)
     return at + np.int64(count > np.uint64(0))
 
 

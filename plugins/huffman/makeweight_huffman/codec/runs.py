@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from makeweight_huffman.codec.compiled import kernel, store64
-from makeweight_huffman.codec.streams import finish, peek
+from makeweight_huffman.codec.compiled import kernel
+from makeweight_huffman.codec.streams import finish, flush, peek
 
 ONES = 32  # of a quotient written at once
 
@@ -83,10 +83,7 @@ def write_runs(runs: np.ndarray, kinds: np.ndarray, divisors: np.ndarray, out: n
             word |= np.uint64((1 << ones) - 1) << count
             count += np.uint64(ones + np.int64(quotient < ONES))
             quotient = quotient - ONES if quotient >= ONES else -1
-            store64(out, at, word)
-            at += np.int64(count >> np.uint64(3))
-            word >>= count & np.uint64(0x38)
-            count &= np.uint64(7)
+            at, word, count = flush(out, at, word, count)
         if divisor > 1:
             if remainder < short:
                 word |= np.uint64(remainder) << count
@@ -95,10 +92,7 @@ def write_runs(runs: np.ndarray, kinds: np.ndarray, divisors: np.ndarray, out: n
                 remainder += short
                 word |= np.uint64((remainder >> 1) | ((remainder & 1) << (bits - 1))) << count
                 count += np.uint64(bits)
-        store64(out, at, word)
-        at += np.int64(count >> np.uint64(3))
-        word >>= count & np.uint64(0x38)
-        count &= np.uint64(7)
+        at, word, count = flush(out, at, word, count)
     return at + np.int64(count > np.uint64(0))
 
 

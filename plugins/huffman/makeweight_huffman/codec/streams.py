@@ -20,6 +20,15 @@ SLACK = 8  # bytes that an encoding kernel may write after the end of its stream
 
 
 @kernel
+def flush(out: np.ndarray, at: int, word: np.uint64, count: np.uint64) -> tuple[int, np.uint64, np.uint64]:
+    """Write the `count` low bits of a word to out from byte `at` on: where its last byte goes, if it is not yet full,
+    that byte's bits, and their number.
+    """
+    store64(out, at, word)
+    return at + np.int64(count >> np.uint64(3)), word >> (count & np.uint64(0x38)), count & np.uint64(7)
+
+
+@kernel
 def encode_symbols(symbols: np.ndarray, begin: int, end: int, codes: np.ndarray, out: np.ndarray, at: int) -> int:
     """Write symbols[begin:end] (uint8) to out from byte `at` on; returns the byte after them.
 
@@ -37,10 +46,7 @@ def encode_symbols(symbols: np.ndarray, begin: int, end: int, codes: np.ndarray,
         l2 += c3 >> np.uint64(16)
         word |= (first | second << l0) << count
         count += l0 + l2
-        store64(out, at, word)
-        at += np.int64(count >> np.uint64(3))
-        word >>= count & np.uint64(0x38)
-        count &= np.uint64(7)
+        at, word, count = flush(out, at, word, count)
     for i in range(whole, end):
         code = np.uint64(codes[symbols[i]])
         word |= (code & low) << count
@@ -171,10 +177,7 @@ def encode_numbers(words: np.ndarray, shift: int, width: int, out: np.ndarray, a
     for i in range(words.size):
         pending |= ((np.uint64(words[i]) >> np.uint64(shift)) & mask) << count
         count += np.uint64(width)
-        store64(out, at, pending)
-        at += np.int64(count >> np.uint64(3))
-        pending >>= count & np.uint64(0x38)
-        count &= np.uint64(7)
+        at, pending, count = flush(out, at, pending, count)
     return at + np.int64(count > np.uint64(0))
 
 
