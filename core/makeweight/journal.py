@@ -65,8 +65,9 @@ class Journal:
             self.bar.update(self.task, completed=done, description=shown, refresh=True)
 
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        """The line of an epoch; the last one of a stage takes the bar away."""
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name not in ("seconds", "lr"))
+        """The line of an epoch; parts of a metric, as `sparsity/fc1` is of `sparsity`, are left to metrics.jsonl."""
+        names = [name for name in metrics if name not in ("seconds", "lr") and "/" not in name]
+        shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in names)
         self.say(f"epoch {epoch}/{self.epochs}  {shown}  {metrics['seconds']:.1f} s")
 
     def end(self) -> None:

@@ -120,7 +120,10 @@ def pictures(summary: dict[str, Any], metrics: list[dict[str, Any]]) -> list[tup
     fixed = {"step", "epoch", "stage", "seconds"}
     losses = sorted({key for line in metrics for key in line if "loss" in key or key.startswith("train_")} - fixed)
     others = sorted({key for line in metrics for key in line} - fixed - set(losses))
-    groups = [("loss", losses), *((name, [name]) for name in others)]
+    families: dict[str, list[str]] = {}  # sparsity/fc1 is drawn with sparsity
+    for name in others:
+        families.setdefault(name.partition("/")[0], []).append(name)
+    groups = [("loss", losses), *families.items()]
     rows = -(-(len(groups) + 1) // COLUMNS)
     figure, grid = pyplot.subplots(
         rows, COLUMNS, figsize=(5 * COLUMNS, 3.6 * rows), layout="constrained", squeeze=False

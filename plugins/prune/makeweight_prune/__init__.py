@@ -1,4 +1,4 @@
-"""Magnitude pruning for makeweight."""
+"""Pruning for makeweight."""
 
 from .plugin import Prune
 

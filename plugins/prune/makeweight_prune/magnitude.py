@@ -1,4 +1,4 @@
-"""Magnitude pruning as pure functions: which weights a layer keeps, and how many of them at which time."""
+"""Pruning by rank as pure functions on scores, the magnitudes of the weights: which ones a layer keeps."""
 
 from __future__ import annotations
 
@@ -6,16 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-
-
-def scheduled(schedule: str, initial: float, final: float, done: float) -> float:
-    """The sparsity to have when a fraction `done` of the schedule has passed, from `initial` at 0 to `final` at 1.
-
-    cubic: s_f + (s_i - s_f)(1 - t)^3, "automated gradual pruning" (Zhu & Gupta 2017, eq. 1); linear: s_f + (s_i - s_f)
-    (1 - t); one-shot: all of it at the start. It never falls: weights that were dropped stay dropped.
-    """
-    left = 0.0 if schedule == "one-shot" else 1 - min(max(done, 0.0), 1.0)
-    return max(initial, final + (initial - final) * (left**3 if schedule == "cubic" else left))
 
 
 def kept(scores: Tensor, sparsity: float) -> Tensor:
@@ -33,19 +23,23 @@ def kept(scores: Tensor, sparsity: float) -> Tensor:
     return mask.view(scores.shape)
 
 
-def layer_masks(weights: Mapping[str, Tensor], sparsity: Mapping[str, float]) -> dict[str, Tensor]:
-    """Each layer's mask by magnitude, to a sparsity of its own."""
-    return {name: kept(weight.abs(), sparsity[name]) for name, weight in weights.items()}
+def layer_masks(scores: Mapping[str, Tensor], sparsity: Mapping[str, float]) -> dict[str, Tensor]:
+    """Each layer's mask, to a sparsity of its own."""
+    return {name: kept(score, sparsity[name]) for name, score in scores.items()}
 
 
-def global_masks(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Masks by magnitude over all layers together: sensitive layers, whose weights are larger, keep more."""
-    mask = kept(torch.cat([weight.abs().flatten() for weight in weights.values()]), sparsity)
-    parts = mask.split([weight.numel() for weight in weights.values()])
-    return {name: part.view(weight.shape) for (name, weight), part in zip(weights.items(), parts, strict=True)}
+def global_masks(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    """Masks by rank over all layers together: sensitive layers, whose weights are larger, keep more."""
+    mask = kept(torch.cat([score.flatten() for score in scores.values()]), sparsity)
+    parts = mask.split([score.numel() for score in scores.values()])
+    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
+
+
+def zeros(tensors: Mapping[str, Tensor]) -> int:
+    """The zeros of all tensors."""
+    return sum(int((tensor == 0).sum()) for tensor in tensors.values())
 
 
 def measured(weights: Mapping[str, Tensor]) -> float:
     """Zeros over the weights of all layers."""
-    total = sum(weight.numel() for weight in weights.values())
-    return sum(int((weight == 0).sum()) for weight in weights.values()) / total
+    return zeros(weights) / sum(weight.numel() for weight in weights.values())

@@ -1,0 +1,36 @@
+"""The picture of a sensitivity analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+DISTINCT = 10
+"""layers up to which each has a colour of its own; more of them run through a scale, from the first to the last"""
+
+
+def plot(path: Path, kind: str, title: str, metric: str, dense: float, layers: Mapping[str, Any]) -> None:
+    """Write a picture (svg, png or pdf) of the metric against each layer's sparsity, on the axis of the weights kept.
+
+    `layers` is as `curves.as_json` takes it.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    few = len(layers) <= DISTINCT
+    figure = Figure(figsize=(7 if few else 9, 4.5), layout="constrained")  # no pyplot: it keeps every figure
+    axis = figure.subplots()
+    for number, (name, each) in enumerate(layers.items()):
+        colour = f"C{number}" if few else colormaps["viridis"](number / (len(layers) - 1))
+        kept = [1 - sparsity for sparsity in each["sparsity"]]
+        axis.plot(kept, each["values"], marker=".", color=colour, label=name or "the model")
+    axis.axhline(dense, color="gray", linewidth=0.8, linestyle="--", label="as it is")
+    axis.set(title=title, xlabel="sparsity of the layer", ylabel=metric, xscale="log")
+    ticks = sorted({sparsity for each in layers.values() for sparsity in each["sparsity"]})
+    axis.set_xticks([1 - tick for tick in ticks], [f"{tick:g}" for tick in ticks], rotation=60)
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.invert_xaxis()
+    figure.legend(loc="outside right upper", fontsize="small", ncols=1 + len(layers) // 30)
+    figure.savefig(path, format=kind)
