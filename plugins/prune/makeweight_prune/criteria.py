@@ -62,8 +62,11 @@ class Sparsity(Criterion):
         self.targets = by_glob(model, sparsity, plugin.layers)
         if curves is not None:
             assert isinstance(sparsity, float | int)
-            sizes = {name: leaf_weight(module).numel() for name, module in layers(model).items()}
-            self.targets = sharing.share_out(curves.of(sizes, self.targets), sparsity, curves.path)
+            key = (sparsity, *self.targets)
+            if key not in curves.shares:
+                sizes = {name: leaf_weight(module).numel() for name, module in layers(model).items()}
+                curves.shares[key] = sharing.share_out(curves.of(sizes, self.targets), sparsity, curves.path)
+            self.targets = curves.shares[key]
 
     def start(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
         if self.whole:

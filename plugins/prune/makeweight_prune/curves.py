@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Curves:
 
     layers: dict[str, Curve]
     path: str
+    shares: dict[tuple[Any, ...], dict[str, float]] = field(default_factory=dict)
+    """what was worked out before: sparsities by layer, for a target and layers"""
 
     def of(self, sizes: Mapping[str, int], asked: Iterable[str]) -> dict[str, Curve]:
         """The curves of the layers asked for. Raises UsageError where the file is of another model."""

@@ -121,6 +121,9 @@ class Prune:
         self.initial, self.reached = (
             {str(name): float(value) for name, value in state[key].items()} for key in ("initial", "reached")
         )
+        for name, value in [*self.initial.items(), *self.reached.items()]:
+            if not 0 <= value < 1000 or self.initial.get(name, 0.0) >= 1:
+                raise ValueError(f"{name} was pruned to {value:g}")
 
     def criterion(self, model: nn.Module) -> Criterion:
         """What this stage asks for, by layer. Raises UsageError for a glob that matches no layer."""
@@ -198,7 +201,7 @@ class Prune:
         self.aside, self.dropping = {}, {}
         for name, mask in masks.items():
             weight = self._weight(trainer, name).data
-            self.masks[name] = _like(weight, from_first(trainer.accelerator, mask))
+            self.masks[name] = _like(weight, from_first(trainer.accelerator, mask.to(weight)))
             if self.surgery:
                 weight.copy_(whole[name])
             if operating:

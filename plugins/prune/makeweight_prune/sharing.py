@@ -49,9 +49,12 @@ def share_out(curves: Mapping[str, Curve], target: float, path: str = "the file"
     def reached(sparsity: Mapping[str, float]) -> float:
         return sum(curve.weights * sparsity[name] for name, curve in curves.items()) / total
 
-    low, high = -1.0, max(0.0, *(max(curve.drop) for curve in curves.values()))
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if reached(at(middle)) < target else (low, middle)
+    if reached(at(0.0)) >= target:  # for nothing
+        low, high = -1.0, 0.0
+    else:
+        low, high = 0.0, max(max(curve.drop) for curve in curves.values())
+        while low < (middle := (low + high) / 2) < high:
+            low, high = (middle, high) if reached(at(middle)) < target else (low, middle)
     below, above = at(low), at(high)
     gap = reached(above) - reached(below)
     share = min(max((target - reached(below)) / gap, 0.0), 1.0) if gap > 0 else 1.0

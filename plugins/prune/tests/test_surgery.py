@@ -253,3 +253,9 @@ def test_surgery_clustering_and_coding_in_stages_keep_what_each_promised(process
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["sparsity"] for line in lines[:2]] == [0, 0]
     assert lines[4]["sparsity"] == pytest.approx(0.9, abs=1e-4)
+
+
+@pytest.mark.parametrize("state", [{"initial": {"fc1": 5.0}}, {"initial": {"fc1": -1}}, {"reached": {"fc1": "nan"}}])
+def test_a_checkpoint_with_an_impossible_sparsity_is_refused(state: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="fc1 was pruned to"):
+        Prune().load_state_dict({"masks": {}, "aside": {}, "initial": {}, "reached": {}} | state)
