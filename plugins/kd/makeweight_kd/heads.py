@@ -2,41 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
+
+from .features import as_map, pooled
+
+SMALLEST_WIDTH = 8
+
+
+class Bottleneck(nn.Sequential):
+    """Depthwise-separable convolutions [B, widths[0], H, W] → [B, widths[-1], H / 2^n, W / 2^n], one for each halving.
+
+    They bring a section's map to the size and the channels of the deepest one, as the bottleneck of Zhang et al. 2019
+    (figure 2) does; separable ones, as in the authors' journal code, cost little where the maps are large.
+    """
+
+    def __init__(self, widths: Sequence[int], stride: int = 2) -> None:
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(widths):
+            layers += [
+                nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False), nn.BatchNorm2d(inputs),
+                nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
+            ]  # fmt: skip
+        super().__init__(*layers)
 
 
 class Head(nn.Module):
-    """A bottleneck, pooling and a classifier after a section, and an adapter to the deepest features.
+    """A bottleneck, pooling and a classifier after a section.
 
-    A feature map [B, C, H, W] goes through 1×1, strided 3×3 and 1×1 convolutions (Zhang et al. 2019, figure 2) and is
-    pooled to a vector; a vector [B, D], or the mean of tokens [B, T, D], through one hidden layer. The adapter is
-    linear: it gives features [B, width] that can be compared with those that the deepest classifier sees.
+    A feature map goes through the bottleneck and is averaged over its places; a vector [B, D], or the mean of tokens
+    [B, T, D], through one hidden layer. `widths` are the channels before and after each of its convolutions, or the
+    width of the vector.
     """
 
-    def __init__(self, example: Tensor, width: int, num_classes: int) -> None:
+    def __init__(self, kind: str, widths: Sequence[int], num_classes: int, stride: int = 2) -> None:
         super().__init__()
-        channels = example.shape[-1] if example.ndim == 3 else example.shape[1]
-        if example.ndim == 4:
-            inner = max(channels // 2, 8)
-            stride = 2 if min(example.shape[-2:]) > 4 else 1
-            self.bottleneck: nn.Module = nn.Sequential(
-                nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU(),
-                nn.Conv2d(inner, inner, 3, stride, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU(),
-                nn.Conv2d(inner, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(),
-            )  # fmt: skip
+        self.kind, self.widths, self.stride = kind, list(widths), stride
+        if kind == "map":
+            self.bottleneck: nn.Module = Bottleneck(widths, stride)
         else:
-            self.bottleneck = nn.Sequential(nn.ReLU(), nn.Linear(channels, channels), nn.ReLU())
-        self.classifier = nn.Linear(channels, num_classes)
-        self.adapter = nn.Linear(channels, width)
+            self.bottleneck = nn.Sequential(nn.ReLU(), nn.Linear(widths[0], widths[-1]), nn.ReLU())
+        self.classifier = nn.Linear(widths[-1], num_classes)
+
+    def features(self, section: Tensor) -> Tensor:  # -> [B, widths[-1]]
+        return pooled(self.bottleneck(as_map(section) if section.ndim == 4 else pooled(section)))
+
+    def forward(self, section: Tensor) -> Tensor:  # -> [B, classes]
+        return self.classifier(self.features(section))
+
+
+class Student(nn.Module):
+    """A head as it is trained: with the linear adapter that makes its features comparable with the deepest ones."""
+
+    def __init__(self, head: Head, width: int) -> None:
+        super().__init__()
+        self.head = head
+        self.adapter = nn.Linear(head.widths[-1], width)
 
     def forward(self, section: Tensor) -> tuple[Tensor, Tensor]:  # -> [B, classes], [B, width]
-        features = pooled(self.bottleneck(section.mean(1) if section.ndim == 3 else section))
-        return self.classifier(features), self.adapter(features)
+        features = self.head.features(section)
+        return self.head.classifier(features), self.adapter(features)
 
 
-def pooled(features: Tensor) -> Tensor:
-    """A feature map [B, C, H, W] averaged over its places, tokens [B, T, D] over the tokens; a vector as it is."""
-    if features.ndim == 4:
-        return adaptive_avg_pool2d(features, 1).flatten(1)
-    return features.mean(1) if features.ndim == 3 else features
+def head_for(section: Tensor, deepest: Tensor | None, num_classes: int) -> Head:
+    """A head for a section with this output; `deepest` is the last feature map of the network, where it has one."""
+    if section.ndim != 4:
+        width = section.shape[-1]
+        return Head("vector", [width, width], num_classes)
+    _, channels, height, _ = as_map(section).shape
+    _, most, end, _ = as_map(deepest).shape if deepest is not None else (0, channels, 1, 1)
+    widths = [channels]
+    while height > end and height > 1:
+        height = (height + 1) // 2
+        widths.append(min(2 * widths[-1], max(most, channels, SMALLEST_WIDTH)))
+    return Head("map", widths, num_classes) if len(widths) > 1 else Head("map", [channels, channels], num_classes, 1)

@@ -1,235 +1,236 @@
-"""The plugin: which teacher there is, and the loss terms that come of it."""
+"""The plugin: who teaches in which stage, and when."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from makeweight import MakeweightError, UsageError, hookimpl
+from makeweight import UsageError, hookimpl
+from makeweight.options import require
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from makeweight import Trainer
+    from makeweight import Artifact, Trainer
+
+    from .own_teacher import OwnTeacher
+    from .taught import Taught
+    from .trace import Trace
+
+FIXED = ("teacher_model", "sections", "teacher_sections", "exits")
+"""options that decide what is built, before the first stage"""
 
 
 @dataclass(eq=False)
 class Distillation:
-    """Learn from a teacher; with none named, let the deepest classifier teach shallow ones (be your own teacher)."""
+    """Learn from teachers; with none named, let the deepest classifier teach shallow ones (be your own teacher)."""
 
-    teacher: str | None = None
-    """an exported model to learn from; unless given, the network is its own teacher"""
+    teacher: str | list[str] | None = None
+    """who to learn from: an exported model, `initial` (the network as the stage began), torchvision:NAME,
+    package.module:function; several are an ensemble; unless given, the network is its own teacher"""
     teacher_model: str | None = None
-    """the teacher's architecture, as --model names it; the student's own unless given"""
+    """the architecture of the teachers' files, as --model names it; the student's own unless given"""
     temperature: float = 3.0
     """by which logits are divided before they are compared"""
     alpha: float | None = None
     """share of the teacher's word against the labels'; 0.3 unless given, 0.9 with a teacher"""
     feature_weight: float = 0.03
     """weight of the distance between shallow and deepest features, λ"""
+    attention: float = 0.0
+    """weight of attention transfer from a teacher, β; the paper's is 1000"""
+    hints: float = 0.0
+    """weight of the distance between a teacher's outputs and the student's behind an adapter"""
     sections: list[str] | None = None
-    """modules after which shallow classifiers are put, as globs; found unless given"""
+    """modules after which shallow classifiers are put, or attention is compared, as globs; found unless given"""
+    teacher_sections: list[str] | None = None
+    """the teacher's modules that they are compared with, as globs; found unless given"""
+    exits: str | int | list[int] | None = None
+    """shallow classifiers that are kept in the export: all, or 1,2, counted from the input"""
+    confidence: float | list[float] | None = None
+    """largest probability at which `trainer evaluate` lets an example take an exit; 0.9 unless given"""
     weight: float = 1.0
     """factor on all that distillation adds; 0 turns it off, for a stage"""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise UsageError(f"temperature {self.temperature:g}: expected a number above 0")
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise UsageError(f"alpha {self.alpha:g}: expected 0 <= alpha <= 1")
-        if self.feature_weight < 0:
-            raise UsageError(f"feature_weight {self.feature_weight:g}: expected 0 or more")
-        if not 0 <= self.weight <= 1:
-            raise UsageError(f"weight {self.weight:g}: expected 0 <= weight <= 1")
-        if self.teacher_model is not None and self.teacher is None:
-            raise UsageError(f"teacher_model {self.teacher_model}: expected the teacher's file too, --kd.teacher FILE")
-        self._capturing = False  # only within a training step
-        self._shallow: dict[str, tuple[Tensor, Tensor]] = {}  # by section: logits and features of this micro-batch
-        self._deepest: Tensor | None = None  # the features that the last classifier sees
+        require(self.temperature > 0, "temperature", f"{self.temperature:g}", "a number above 0")
+        require(self.alpha is None or 0 <= self.alpha <= 1, "alpha", self.alpha, "0 <= alpha <= 1")
+        for option in ("feature_weight", "attention", "hints"):
+            require(getattr(self, option) >= 0, option, f"{getattr(self, option):g}", "0 or more")
+        require(0 <= self.weight <= 1, "weight", f"{self.weight:g}", "0 <= weight <= 1")
+        require(all(0 < each <= 1 for each in self.thresholds), "confidence", self.confidence, "0 < confidence <= 1")
+        if not self.teachers:
+            teacher = "the teacher's file too, --kd.teacher FILE"
+            require(self.teacher_model is None, "teacher_model", self.teacher_model, teacher)
+        self.kept_exits(1 << 16)
+        self._own: OwnTeacher | None = None
+        self._taught: Taught | None = None
+        self._initial: dict[str, Tensor] | None = None  # of a checkpoint, until on_init
 
-    @hookimpl
-    def on_init(self, trainer: Trainer) -> str:
-        for _, other in trainer.staged(self):
-            for option in ("teacher", "teacher_model", "sections"):
-                if getattr(other, option) != getattr(self, option):
-                    raise UsageError(f"kd.{option} {getattr(other, option)}: expected the same in every stage")
-        return self._learn_from_itself(trainer) if self.teacher is None else self._learn_from_teacher(trainer)
-
-    @hookimpl(wrapper=True)
-    def on_batch(self) -> Generator[None, Any, Any]:
-        self._capturing = True
-        try:
-            return (yield)
-        finally:  # what was captured must not outlive the step
-            self._capturing = False
-            self._shallow, self._deepest = {}, None
+    @property
+    def teachers(self) -> list[str]:
+        """The teachers' names; none where the network is its own."""
+        given = self.teacher.split(",") if isinstance(self.teacher, str) else self.teacher or []
+        return [name.strip() for name in given if name.strip()]
 
     @property
     def share(self) -> float:
         """α, the teacher's share."""
-        return (0.3 if self.teacher is None else 0.9) if self.alpha is None else self.alpha
+        return (0.9 if self.teachers else 0.3) if self.alpha is None else self.alpha
 
-    def _learn_from_teacher(self, trainer: Trainer) -> str:
-        """Hinton et al. 2015: (1 - α) task + α T² KL(teacher ‖ student)."""
-        import torch
+    @property
+    def thresholds(self) -> list[float]:
+        given = 0.9 if self.confidence is None else self.confidence
+        return list(given) if isinstance(given, list) else [given]
 
-        from makeweight.task import logits_of
+    def kept_exits(self, count: int) -> list[int]:
+        """The indices, from 0, of the shallow classifiers to keep of `count`. Raises UsageError for one it has not."""
+        if self.exits is None:
+            return []
+        if self.exits == "all":
+            return list(range(count))
+        given = self.exits if isinstance(self.exits, list) else str(self.exits).split(",")
+        numbers = [int(each) if str(each).strip().isdigit() else 0 for each in given]
+        if not numbers or not all(1 <= number <= count for number in numbers):
+            there = "numbers from 1" if count == 1 << 16 else f"numbers of the {count} shallow classifiers, from 1"
+            raise UsageError(f"exits {self.exits}: expected all, or {there}: 1,2")
+        return sorted({number - 1 for number in numbers})
 
-        from .losses import divergence
+    @hookimpl
+    def on_init(self, trainer: Trainer) -> str:
+        from .taught import Taught
+        from .teachers import trace_of
 
-        teacher = self._read_teacher(trainer)
+        stages = [plugin for _, plugin in trainer.staged(self)]
+        for option in FIXED:
+            for other in stages:
+                if getattr(other, option) != getattr(self, option):
+                    raise UsageError(f"kd.{option} {getattr(other, option)}: expected the same in every stage")
+        alone = [stage for stage in stages if not stage.teachers]
+        taught = [stage for stage in stages if stage.teachers]
+        for stage in alone:
+            for option in ("attention", "hints"):
+                require(not getattr(stage, option), f"kd.{option}", getattr(stage, option), "a teacher, kd.teacher")
+        trace = trace_of(trainer, trainer.model)
+        said = []
+        if alone and (not taught or any(stage.weight for stage in alone)):
+            said.append(self._learn_from_itself(trainer, trace))
+        elif self.exits is not None:
+            raise UsageError(f"kd.exits {self.exits}: expected a stage without a teacher: exits are its classifiers")
+        if taught:
+            self._taught = Taught(self, trainer, trace, stages)
+            self._taught.initial = self._initial
+            names = dict.fromkeys(name for stage in taught for name in stage.teachers)
+            first = taught[0]
+            said.append(
+                f"the teacher is {', '.join(names)}, temperature {first.temperature:g}, alpha {first.share:g}"
+                + (f", compared in {', '.join(self._taught.compared)}" if self._taught.compared else "")
+            )
+        self._add_terms(trainer, taught)
+        return "; ".join(said)
+
+    @hookimpl(wrapper=True)
+    def on_stage_start(self, trainer: Trainer) -> Generator[None, Any, Any]:
+        if self._taught is not None:
+            self._taught.take_initial()  # before any plugin changes a weight
+        return (yield)
+
+    @hookimpl(wrapper=True)
+    def on_batch(self) -> Generator[None, Any, Any]:
+        parts = [part for part in (self._own, self._taught) if part is not None]
+        for part in parts:
+            part.capturing = True
+        try:
+            return (yield)
+        finally:  # what was captured must not outlive the step
+            for part in parts:
+                part.forget()
+
+    @hookimpl
+    def on_export(self, artifact: Artifact) -> None:
+        """Add the exits that are to be kept."""
+        from .record import write_exits
+
+        if self._own is None or self.exits is None:
+            return
+        kept = self.kept_exits(len(self._own.sections))
+        sections, heads = self._own.sections, self._own.heads
+        artifact.metadata["kd"] = write_exits(
+            artifact.tensors, {each + 1: (sections[each], heads[each]) for each in kept}
+        )
+
+    @hookimpl
+    def on_load(self, artifact: Artifact, model: nn.Module | None) -> None:
+        """Give the model its exits, as `model.exits`; without a model their tensors stay among the others."""
+        from .record import read_exits
+
+        if model is not None:
+            if getattr(model, "exits", None) is not None:
+                raise UsageError("the model has something else named exits: kd cannot put the file's exits there")
+            model.exits = read_exits(artifact.metadata["kd"], artifact.tensors, model)  # type: ignore[assignment]
+
+    @hookimpl
+    def on_evaluate(self, artifact: Artifact, model: nn.Module) -> dict[str, nn.Module]:
+        from .exits import exits_of, ways
+
+        if "kd" not in artifact.metadata:
+            for option in ("exits", "confidence"):
+                given = getattr(self, option)
+                if given is not None:
+                    raise UsageError(
+                        f"kd.{option} {given}: the file was exported without exits: --kd.exits all keeps them"
+                    )
+            return {}
+        self.kept_exits(max(exits_of(model).numbers))
+        return ways(model, self.thresholds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights with which the stage began, where they are its teacher."""
+        return {"initial": None if self._taught is None else self._taught.initial}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._initial = None if state["initial"] is None else dict(state["initial"])
+
+    def _learn_from_itself(self, trainer: Trainer, trace: Trace) -> str:
+        from .exits import check_rows
+        from .own_teacher import OwnTeacher
+        from .trace import evaluating
+
+        self._own = OwnTeacher(self, trainer, trace)
+        names = self._own.sections
+        kept = [names[index] for index in self.kept_exits(len(names))]
+        batch = trainer.sample_batch()
+        if kept:
+            with evaluating(trainer.model):
+                wrong = check_rows(trainer.model, kept, lambda: trainer.task.forward(trainer.model, batch))
+            if wrong is not None:
+                raise UsageError(f"kd.exits {self.exits}: {wrong}: name others with --kd.sections")
+        alone = next(plugin for _, plugin in trainer.staged(self) if not plugin.teachers)
+        return (
+            f"the network is its own teacher, shallow classifiers after {', '.join(names)}, alpha {alone.share:g}"
+            + (f", exits kept after {', '.join(kept)}" if kept else "")
+        )
+
+    def _add_terms(self, trainer: Trainer, taught: list[Distillation]) -> None:
+        """Put the terms into the trainer's losses; each asks for the options of the stage that is running."""
+        own, teachers = self._own, self._taught
         task = trainer.losses["task"]
 
         def scaled_task(batch: Any, output: Any) -> Tensor:
-            return (1 - self.weight * self.share) * task(batch, output)
+            return (1 - self.weight * self.share if self.teachers else 1.0) * task(batch, output)
 
         def kd(batch: Any, output: Any) -> Tensor:
-            with torch.no_grad(), trainer.accelerator.autocast():
-                said = logits_of(trainer.task.forward(teacher, batch))
-            loss = divergence(logits_of(output), said, self.temperature)
-            return self.weight * self.share * self.temperature**2 * loss
+            parts = [part.kd(batch, output) for part in (own, teachers) if part is not None]
+            return sum(parts[1:], parts[0])
 
-        trainer.losses["task"], trainer.losses["kd"] = scaled_task, kd
-        return f"the teacher is {self.teacher}, temperature {self.temperature:g}, alpha {self.share:g}"
-
-    def _read_teacher(self, trainer: Trainer) -> nn.Module:
-        """The teacher in eval, without gradients. Raises UsageError when it knows other classes than the student."""
-        from makeweight import load, load_tensors
-        from makeweight.batches import find_first_tensor
-        from makeweight.layers import layers, weight_name
-        from makeweight.models import build
-        from makeweight.task import logits_of
-
-        assert self.teacher is not None
-        if not Path(self.teacher).is_file():
-            raise UsageError(f"kd.teacher {self.teacher}: expected an exported model, there is no such file")
-        batch = trainer.sample_batch()
-        student = logits_of(_call(trainer, trainer.model, batch))
-        _check_logits(student)
-        classes = student.shape[1]
-        if self.teacher_model is None:
-            model = trainer.fresh_model()
-        else:
-            model = build(self.teacher_model, tuple(find_first_tensor(batch).shape[1:]), classes)
-        last = weight_name(list(layers(model))[-1])
-        known = load_tensors(self.teacher).get(last)
-        if known is not None and known.shape[0] != classes:
-            raise UsageError(f"kd.teacher {self.teacher}: it knows {known.shape[0]} classes, the student {classes}")
-        return load(self.teacher, model).to(trainer.accelerator.device).eval().requires_grad_(False)
-
-    def _learn_from_itself(self, trainer: Trainer) -> str:
-        """Zhang et al. 2019: each shallow classifier learns from labels, from the deepest's logits and features."""
-        from torch import nn
-
-        from makeweight.task import logits_of, target_of
-
-        from .heads import Head, pooled
-        from .losses import divergence, feature_distance
-        from .sections import find_sections
-
-        model = trainer.model
-        called = _called(trainer)
-        names = find_sections(model, called, self.sections)
-        last = [name for name in called if name in trainer.layers()][-1]
-        seen = _outputs(trainer, [*names, last])
-        _check_logits(logits_of(seen[""]))
-        logits, width = logits_of(seen[""]), pooled(seen[f"{last} input"]).shape[1]
-        heads = [Head(seen[name], width, logits.shape[1]) for name in names]
-        trainer.add_auxiliary("kd", nn.ModuleList(heads))
-
-        def capture(name: str, head: nn.Module) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                if self._capturing and module.training:
-                    # A copy of a feature map: an activation in place after the section would change the head's input.
-                    logits, features = head(output.clone())
-                    self._shallow[name] = logits.float(), features.float()
-
-            return hook
-
-        def capture_deepest(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if self._capturing and module.training:
-                self._deepest = pooled(inputs[0])
-
-        for name, head in zip(names, heads, strict=True):
-            model.get_submodule(name).register_forward_hook(capture(name, head))
-        model.get_submodule(last).register_forward_pre_hook(capture_deepest)
-
-        def labels(batch: Any, output: Any) -> Tensor:
-            terms = [trainer.task.criterion(logits, target_of(batch)) for logits, _ in self._shallow.values()]
-            return self.weight * (1 - self.share) * sum(terms[1:], terms[0])
-
-        def kd(batch: Any, output: Any) -> Tensor:
-            deepest = logits_of(output)
-            terms = [divergence(logits, deepest, self.temperature) for logits, _ in self._shallow.values()]
-            return self.weight * self.share * sum(terms[1:], terms[0])
-
-        def features(batch: Any, output: Any) -> Tensor:
-            assert self._deepest is not None
-            terms = [feature_distance(each, self._deepest) for _, each in self._shallow.values()]
-            return self.weight * self.feature_weight * sum(terms[1:], terms[0])
-
-        trainer.losses |= {"kd_labels": labels, "kd": kd, "kd_features": features}
-        return f"the network is its own teacher, shallow classifiers after {', '.join(names)}, alpha {self.share:g}"
-
-
-def _call(trainer: Trainer, model: nn.Module, batch: Any) -> Any:
-    """The output for a batch in eval, without gradients and without touching batch norm's statistics."""
-    import torch
-
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        output = trainer.task.forward(model, batch)
-    model.train(training)
-    return output
-
-
-def _check_logits(logits: Any) -> None:
-    if logits.ndim != 2:
-        raise UsageError(f"kd: the model's output has shape {list(logits.shape)}: expected logits, [examples, classes]")
-
-
-def _called(trainer: Trainer) -> list[str]:
-    """The names of the modules in the order in which the model calls them, which need not be that of their making."""
-    called: dict[str, None] = {}
-
-    def watch(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: called.setdefault(name)
-
-    named = trainer.model.named_modules()
-    handles = [module.register_forward_hook(watch(name)) for name, module in named if name]
-    try:
-        _call(trainer, trainer.model, trainer.sample_batch())
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(called)
-
-
-def _outputs(trainer: Trainer, names: list[str]) -> dict[str, Any]:
-    """What modules put out for the sample batch, the input of the last of them as `<name> input`, the model's as ''.
-
-    Raises MakeweightError for a module that the model does not call, or that gives no tensor.
-    """
-    from torch import Tensor
-
-    seen: dict[str, Any] = {}
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            seen[name], seen[f"{name} input"] = output, inputs[0] if inputs else None
-
-        return hook
-
-    handles = [trainer.model.get_submodule(name).register_forward_hook(watch(name)) for name in names]
-    try:
-        seen[""] = _call(trainer, trainer.model, trainer.sample_batch())
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name in names:
-        if not isinstance(seen.get(name), Tensor):
-            raise MakeweightError(f"kd: module {name!r} gives no tensor: name other sections with --kd.sections")
-    return seen
+        if teachers is not None:
+            trainer.losses["task"] = scaled_task
+        if own is not None:
+            trainer.losses["kd_labels"] = own.labels
+        trainer.losses["kd"] = kd
+        if own is not None:
+            trainer.losses["kd_features"] = own.features
+        if teachers is not None and any(stage.attention for stage in taught):
+            trainer.losses["kd_attention"] = teachers.attention
+        if teachers is not None and any(stage.hints for stage in taught):
+            trainer.losses["kd_hints"] = teachers.hints

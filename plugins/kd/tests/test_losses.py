@@ -1,24 +1,51 @@
+"""Each loss against a reference written from the paper's formula, number by number."""
+
 from __future__ import annotations
 
 import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from makeweight_kd.losses import divergence, feature_distance
+from makeweight_kd.losses import divergence, feature_distance, log_mean_probability
+
+
+def softmax(logits: list[float], temperature: float) -> list[float]:
+    exponentials = [math.exp(value / temperature) for value in logits]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def kl(student: Tensor, teachers: list[Tensor], temperature: float) -> float:
+    """KL(p ‖ q), the mean over the examples; p is the mean of the teachers' softened probabilities."""
+    reference = 0.0
+    for row, q in enumerate(softmax(logits, temperature) for logits in student.tolist()):
+        each = [softmax(teacher[row].tolist(), temperature) for teacher in teachers]
+        p = [sum(column) / len(each) for column in zip(*each, strict=True)]
+        reference += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    return reference / len(student)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0, 10.0])
-def test_divergence_is_the_kl_of_the_teacher_from_the_student(temperature: float) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_divergence_is_the_kl_of_the_teachers_mean_probability_from_the_student(temperature: float, count: int) -> None:
     torch.manual_seed(0)
-    student, teacher = torch.randn(7, 5, dtype=torch.float32), torch.randn(7, 5)
-    reference = 0.0
-    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
-        p = [math.exp(value / temperature) for value in t]
-        q = [math.exp(value / temperature) for value in s]
-        p, q = [value / sum(p) for value in p], [value / sum(q) for value in q]
-        reference += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    assert float(divergence(student, teacher, temperature)) == pytest.approx(reference / 7, abs=1e-6)
+    student, *teachers = torch.randn(1 + count, 7, 5).mul(3).unbind()
+    expected = kl(student, teachers, temperature)
+    assert float(divergence(student, teachers, temperature)) == pytest.approx(expected, abs=1e-6)
+    if count == 1:
+        assert float(divergence(student, teachers[0], temperature)) == pytest.approx(expected, abs=1e-6)
+        assert abs(expected - kl(teachers[0], [student], temperature)) > 1e-4  # the direction matters
+
+
+def test_an_ensemble_says_the_mean_of_its_members_probabilities() -> None:
+    logits = [torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[math.log(9.0), 0.0]])]
+    assert log_mean_probability(logits).exp().tolist() == [pytest.approx([(1 / 4 + 9 / 10) / 2, (3 / 4 + 1 / 10) / 2])]
+
+
+def test_an_ensemble_of_equals_says_what_each_does() -> None:
+    logits = torch.randn(4, 10)
+    assert torch.allclose(log_mean_probability([logits] * 3), logits.log_softmax(1), atol=1e-6)
 
 
 def test_hintons_gradient_tends_to_the_difference_of_logits_at_high_temperature() -> None:
@@ -35,7 +62,7 @@ def test_hintons_gradient_tends_to_the_difference_of_logits_at_high_temperature(
 
 def test_no_gradient_flows_into_the_teacher_or_the_deepest() -> None:
     student, teacher = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
-    (divergence(student, teacher, 3.0) + feature_distance(student, teacher)).backward()
+    (divergence(student, [teacher, teacher], 3.0) + feature_distance(student, teacher)).backward()
     assert student.grad is not None
     assert teacher.grad is None
 

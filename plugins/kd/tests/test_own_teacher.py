@@ -1,0 +1,186 @@
+"""Self-distillation: its terms are the paper's, and it changes nothing that it should not."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from makeweight import UsageError
+from makeweight.models import build
+from makeweight_kd import Distillation
+from makeweight_kd.heads import head_for
+from makeweight_kd.losses import divergence
+
+from .helpers_kd import small_resnet, trainer
+
+
+@pytest.mark.parametrize("name", ["lenet300", "resnet20"])
+def test_the_trunk_is_the_same_bit_for_bit_where_the_heads_weigh_nothing(name: str) -> None:
+    """With batch norm and without: weights, statistics and what is measured."""
+    plain, distilled = (
+        trainer(*plugins, model=build(name, (1, 8, 8), 10), lr=0.05, weight_decay=1e-3)
+        for plugins in ([], [Distillation(weight=0.0)])
+    )
+    assert plain.fit()["train_task"] == distilled.fit()["train_task"]
+    assert len(list(distilled.auxiliary["kd"].children())) == 2
+    state = distilled.model.state_dict()
+    assert list(plain.model.state_dict()) == list(state)
+    for key, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, state[key]), key
+
+
+def test_the_heads_learn_and_never_reach_the_export(tmp_path: Path) -> None:
+    run = trainer(Distillation(), lr=0.05)
+    run.set_up()
+    before = copy.deepcopy(run.auxiliary.state_dict())
+    metrics = run.fit()
+    after = run.auxiliary.state_dict()
+    assert all(not torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert {"train_task", "train_kd_labels", "train_kd", "train_kd_features"} < set(metrics)
+    artifact = run.export(tmp_path / "model.safetensors")
+    assert artifact is not None
+    assert list(artifact.tensors) == [f"fc{layer}.{kind}" for layer in (1, 2, 3) for kind in ("weight", "bias")]
+    assert artifact.metadata == {}
+
+
+@pytest.mark.parametrize("model", [None, small_resnet()], ids=["vectors", "maps"])
+def test_the_terms_are_those_of_the_paper(model: nn.Module | None) -> None:
+    """(1 - α)·CE(q_i, y) + α·KL(q_i, q_C) + λ·‖F_i - F_C‖ for each shallow classifier, CE alone for the deepest."""
+    plugin = Distillation(alpha=0.2, temperature=2.0, feature_weight=0.5)
+    run = trainer(plugin, model=model)
+    run.set_up()
+    batch = run.sample_batch()
+    own = plugin._own
+    assert own is not None
+    own.capturing = True
+    output = run.model.train()(batch[0])
+    shallow, deepest = dict(own.shallow), own.deepest
+    assert len(shallow) == 2
+    assert deepest is not None
+    terms = {name: term(batch, output).item() for name, term in run.losses.items()}
+    assert terms["task"] == cross_entropy(output, batch[1]).item()  # α = λ = 0 for the deepest
+    labels = sum(cross_entropy(logits, batch[1]).item() for logits, _ in shallow.values())
+    assert terms["kd_labels"] == pytest.approx(0.8 * labels, rel=1e-6)
+    soft = sum(divergence(logits, output, 2.0).item() for logits, _ in shallow.values())
+    assert terms["kd"] == pytest.approx(0.2 * soft, rel=1e-6)
+    distance = sum((features - deepest).norm(dim=1).mean().item() for _, features in shallow.values())
+    assert terms["kd_features"] == pytest.approx(0.5 * distance, rel=1e-6)
+
+
+def test_the_deepest_classifier_learns_from_labels_alone() -> None:
+    """No gradient of the added terms reaches the last layer, nor what only it sees."""
+    plugin = Distillation()
+    run = trainer(plugin, model=small_resnet())
+    run.set_up()
+    batch = run.sample_batch()
+    assert plugin._own is not None
+    plugin._own.capturing = True
+    output = run.model.train()(batch[0])
+    added: Tensor = sum(run.losses[name](batch, output) for name in ("kd_labels", "kd", "kd_features"))  # type: ignore[assignment]
+    added.backward()
+    gradients = {name: parameter.grad for name, parameter in run.model.named_parameters()}
+    assert all(gradients[name] is None for name in gradients if name.startswith(("layer3", "fc")))
+    assert all(gradients[name] is not None for name in gradients if name.startswith(("conv1", "layer1", "layer2")))
+
+
+@pytest.mark.parametrize(
+    ("section", "deepest", "widths", "stride"),
+    [
+        ((16, 32, 32), (64, 8, 8), [16, 32, 64], 2),
+        ((32, 16, 16), (64, 8, 8), [32, 64], 2),
+        ((64, 8, 8), (64, 8, 8), [64, 64], 1),
+        ((128, 7, 7), (96, 1, 1), [128, 128, 128, 128], 2),
+        ((300,), None, [300, 300], 2),
+    ],
+)
+def test_a_head_brings_a_map_to_the_size_of_the_deepest(
+    section: tuple[int, ...], deepest: tuple[int, ...] | None, widths: list[int], stride: int
+) -> None:
+    head = head_for(torch.zeros(1, *section), None if deepest is None else torch.zeros(1, *deepest), 5)
+    assert (head.widths, head.stride) == (widths, stride)
+    assert head(torch.zeros(2, *section)).shape == (2, 5)
+    if deepest is not None:
+        assert head.bottleneck(torch.zeros(2, *section)).shape[2:] == deepest[1:]
+
+
+def test_a_head_takes_the_mean_of_tokens_and_maps_whose_channels_come_last() -> None:
+    assert head_for(torch.zeros(1, 50, 24), None, 5)(torch.zeros(2, 50, 24)).shape == (2, 5)
+    swin = head_for(torch.zeros(1, 8, 8, 24), torch.zeros(1, 2, 2, 96), 5)
+    assert swin.widths == [24, 48, 96]
+    assert swin(torch.zeros(2, 8, 8, 24)).shape == (2, 5)
+
+
+def test_nothing_that_was_captured_outlives_the_step() -> None:
+    plugin = Distillation()
+    run = trainer(plugin)
+    run.fit()
+    assert plugin._own is not None
+    assert plugin._own.shallow == {}
+    assert plugin._own.deepest is None
+    copy.deepcopy(run.model)
+
+
+class Inplace(nn.Module):
+    """Activations in place right after the layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(32, 10)
+        self.second = nn.Conv2d(8, 32, 3, padding=1)
+        self.first = nn.Conv2d(1, 8, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.relu(self.second(self.relu(self.first(x)))).mean((2, 3)))
+
+
+def test_activations_in_place_after_a_section_do_no_harm() -> None:
+    run = trainer(Distillation(), model=Inplace())
+    said = run.set_up()
+    assert "after first, second," in str(next(iter(said.values())))
+    assert run.fit()["train_kd"] > 0
+
+
+def test_a_model_without_logits_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 10, 1))
+    with pytest.raises(UsageError, match=r"output has shape \[4, 10, 8, 8\]: expected logits"):
+        trainer(Distillation(), model=model).set_up()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0}, "temperature 0: expected a number above 0"),
+        ({"alpha": 1.5}, "alpha 1.5: expected 0 <= alpha <= 1"),
+        ({"feature_weight": -1}, "feature_weight -1: expected 0 or more"),
+        ({"attention": -1}, "attention -1: expected 0 or more"),
+        ({"weight": 2}, "weight 2: expected 0 <= weight <= 1"),
+        ({"teacher_model": "resnet18"}, "teacher_model resnet18: expected the teacher's file too"),
+        ({"exits": "0"}, "exits 0: expected all, or numbers from 1"),
+        ({"exits": "deep"}, "exits deep: expected all, or numbers from 1"),
+        ({"confidence": 1.5}, "confidence 1.5: expected 0 < confidence <= 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Distillation(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sections": ["fc9"]}, r"kd\.sections: no module matches 'fc9': did you mean"),
+        ({"exits": "3"}, "exits 3: expected all, or numbers of the 2 shallow classifiers"),
+        ({"attention": 1000.0}, r"kd\.attention 1000.0: expected a teacher"),
+        ({"hints": 1.0}, r"kd\.hints 1.0: expected a teacher"),
+    ],
+)
+def test_options_that_do_not_fit_the_run_are_refused_before_it(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        trainer(Distillation(**options)).set_up()
