@@ -44,6 +44,8 @@ class Prune:
     """with schedule iterative: how often is pruned and retrained, evenly from begin to end; 5 unless given"""
     surgery: bool = False
     """let dropped weights go on being trained, and come back, at revisions until end, where they have grown"""
+    idle_first: bool = False
+    """drop first what reads an input that does not vary over a batch: the bias can add what such weights add"""
     begin: float = 0.0
     """epoch of the stage at which pruning begins"""
     end: float | None = None
@@ -168,6 +170,8 @@ class Prune:
 
         After the end of the schedule masks are what they are: surgery too ends there, so that the network converges.
         """
+        from .idle import idle_last, varying_inputs
+
         criterion, done = self.criterion(trainer.model), self._done(trainer)
         operating = self.surgery and 0 <= done < 1
         now = {
@@ -183,6 +187,8 @@ class Prune:
         if self.masks or any(now.values()):  # a dense stage needs none
             whole = {name: self._whole(trainer, name) for name in now}
             scores = {name: self._scores(name, weight) for name, weight in whole.items()}
+            if self.idle_first:
+                scores = idle_last(scores, varying_inputs(trainer, scores))
             self._adopt(trainer, whole, criterion.masks(whole, scores, now), operating)
 
     def _scores(self, name: str, weight: Tensor) -> Tensor:

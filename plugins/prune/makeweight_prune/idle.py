@@ -1,0 +1,67 @@
+"""Weights that read an input which never varies: what they add, the bias can add, so they may go first.
+
+Pruning leaves many of them behind: a unit that has lost all of its own inputs puts out a constant, but the weights
+that read it keep their gradients, and so their magnitude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from makeweight import Trainer
+
+
+def idle_last(scores: Mapping[str, Tensor], varying: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The scores with those of idle weights at 0, so that they are the first to go; negative ones stay as they are."""
+    return {
+        name: torch.where((score > 0) & ~varying[name], 0, score) if name in varying else score
+        for name, score in scores.items()
+    }
+
+
+def varying_inputs(trainer: Trainer, names: Iterable[str]) -> dict[str, Tensor]:
+    """For each layer which of its weights read an input that varies over the sample batch, [out, in, …] by broadcast.
+
+    A layer that the model does not call is left out.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            found = varies(module, inputs[0])
+            seen[name] = seen[name] | found if name in seen else found
+
+        return hook
+
+    model = trainer.model
+    handles = [attrgetter(name)(model).register_forward_pre_hook(watch(name)) for name in names if name]
+    training = model.training
+    model.eval()  # batch norm's statistics are not to be moved
+    try:
+        with torch.no_grad(), trainer.accelerator.autocast():
+            trainer.task.forward(model, trainer.sample_batch())
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def varies(layer: Any, inputs: Tensor) -> Tensor:
+    """Which weights of a Linear or Conv layer read an input that varies: [1 or out, in / groups, 1, …] bool.
+
+    `inputs` are [..., in] or [B, in, …]. At a padded border the input is zero, so that there a constant varies too.
+    """
+    weight = layer.weight
+    if weight.ndim == 2:
+        return (inputs != inputs.reshape(-1, inputs.shape[-1])[0]).flatten(0, -2).any(0)[None]
+    rows = inputs.transpose(1, -1).flatten(0, -2)  # [places, in]
+    padded = layer.padding not in ("valid", 0) and any(layer.padding)
+    varying = (rows != (0 if padded else rows[0])).any(0).view(layer.groups, -1)
+    return varying.repeat_interleave(len(weight) // layer.groups, 0).view(len(weight), -1, *[1] * (weight.ndim - 2))
