@@ -29,6 +29,7 @@ lint: install
 
 bench: install
 	$(BIN)/python tests/benchmarks/step_overhead.py
+	$(BIN)/python tests/benchmarks/sizes.py
 
 fuzz: install
 	$(BIN)/python -m plugins.huffman.tests.fuzz

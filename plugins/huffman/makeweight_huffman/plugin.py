@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from makeweight import hookimpl
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 @dataclass(eq=False)
 class Huffman:
     """Code the export without loss: sparse positions, distinct values and exponents by Huffman codes."""
+
+    after: ClassVar[tuple[str, ...]] = ("prune", "cluster", "qat")  # who work on the tensors by name
 
     @hookimpl
     def on_export(self, artifact: Artifact) -> None:

@@ -6,7 +6,7 @@ import heapq
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from makeweight_huffman.codec import codes, positions
@@ -14,6 +14,7 @@ from makeweight_huffman.codec.bits import BitReader, BitWriter, FormatError, rea
 from makeweight_huffman.codec.fields import read_ascending, write_ascending
 from makeweight_huffman.codec.model import DIVISORS
 
+unhurried = settings(deadline=None)  # a busy machine is no error
 histograms = st.lists(st.integers(0, 5000), min_size=2, max_size=256).filter(lambda counts: sum(map(bool, counts)) > 1)
 
 
@@ -29,12 +30,14 @@ def heap_total(counts: list[int]) -> int:
     return total
 
 
+@unhurried
 @given(histograms)
 def test_lengths_are_optimal_where_no_limit_binds(counts: list[int]) -> None:
     lengths = codes.code_lengths(np.array(counts), limit=40)
     assert (lengths.astype(int) * counts).sum() == heap_total(counts)
 
 
+@unhurried
 @given(histograms)
 def test_limited_lengths_fill_krafts_sum_and_cost_little_more(counts: list[int]) -> None:
     lengths = codes.code_lengths(np.array(counts))
@@ -61,6 +64,7 @@ def test_canonical_codes_are_those_of_rfc_1951() -> None:
         assert (code >> 16, code & 0xFFFF) == (len(bits), int(bits[::-1], 2))
 
 
+@unhurried
 @given(histograms, st.integers(0, 2**12 - 1))
 def test_decoding_table_agrees_with_reading_bit_by_bit(counts: list[int], window: int) -> None:
     lengths = codes.code_lengths(np.array(counts))
@@ -85,6 +89,7 @@ def test_decoding_table_agrees_with_reading_bit_by_bit(counts: list[int], window
     assert [entry >> 8 * place & 0xFF for place in range(len(symbols))] == symbols
 
 
+@unhurried
 @given(histograms)
 def test_code_lengths_come_back(counts: list[int]) -> None:
     lengths = codes.code_lengths(np.array(counts))
@@ -101,6 +106,7 @@ def test_lengths_that_are_no_complete_code_are_refused(lengths: list[int]) -> No
         codes.read_lengths(BitReader(memoryview(writer.to_bytes())), len(lengths))
 
 
+@unhurried
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 63))), st.integers(-(2**40), 2**40))
 def test_numbers_of_headers_come_back(numbers: list[tuple[int, int]], last: int) -> None:
     writer = BitWriter()
@@ -113,6 +119,7 @@ def test_numbers_of_headers_come_back(numbers: list[tuple[int, int]], last: int)
     assert reader.end() == len(writer.to_bytes())
 
 
+@unhurried
 @given(st.integers(0, 2**63 - 1))
 def test_varints_come_back_and_longer_ones_are_refused(value: int) -> None:
     written = write_varint(value)
@@ -121,6 +128,7 @@ def test_varints_come_back_and_longer_ones_are_refused(value: int) -> None:
         read_varint(memoryview(written[:-1] + bytes([written[-1] | 0x80, 0])), 0)
 
 
+@unhurried
 @given(st.sets(st.integers(0, 2**32 - 1), min_size=1, max_size=100))
 def test_ascending_values_come_back(values: set[int]) -> None:
     writer = BitWriter()

@@ -16,7 +16,7 @@ from makeweight_huffman.codec.fields import Field
 FOUR_STREAMS = 4096  # symbols from which on a field's stream is cut in four
 
 Words = NDArray[np.unsignedinteger]
-Piece = bytes | NDArray[np.uint8]  # what a block is put together from
+Piece = bytes | memoryview  # what a block is put together from
 Array = TypeVar("Array", bound=NDArray[Any])
 
 
@@ -65,20 +65,20 @@ class FieldCoder:
             return []
         out = np.empty(size * max(field.width, codes.MAX_LENGTH) // 8 + 8 * streams.SLACK, np.uint8)
         if field.lengths is None:
-            return [out[: streams.encode_numbers(readonly(block), field.shift, field.width, out, 0)]]
+            return [out[: streams.encode_numbers(readonly(block), field.shift, field.width, out, 0)].data]
         symbols = self.symbols(block)
         if field.in_context:
             assert places is not None, "a code in context needs the places of its symbols"
             contexts = self.contexts(symbols, places)
-            return [out[: neighbours.encode_in_context(symbols, contexts, self._codes, out, 0)]]
+            return [out[: neighbours.encode_in_context(symbols, contexts, self._codes, out, 0)].data]
         if size < FOUR_STREAMS:
-            return [out[: streams.encode_symbols(symbols, 0, size, self._codes[0], out, 0)]]
+            return [out[: streams.encode_symbols(symbols, 0, size, self._codes[0], out, 0)].data]
         quarter = (size + 3) // 4
         ends = [0]
         for begin in range(0, size, quarter):
             end = min(begin + quarter, size)
             ends.append(streams.encode_symbols(symbols, begin, end, self._codes[0], out, ends[-1]))
-        return [*(write_varint(ends[i + 1] - ends[i]) for i in range(3)), out[: ends[4]]]
+        return [*(write_varint(ends[i + 1] - ends[i]) for i in range(3)), out[: ends[4]].data]
 
     def decode(self, source: NDArray[np.uint8], at: int, places: Places | None, fresh: bool, block: Words) -> int:
         """Put the field's bits from byte `at` on into a block's words, beside those that are there unless `fresh`.
