@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from makeweight import Artifact, Trainer, hookimpl, hookspecs
 from makeweight.artifact import decode, read, write
 from makeweight.models import LeNet300
+from makeweight.programs import program
 from makeweight.state import exported_state, restore
 
 HOOKS = [name for name, spec in vars(hookspecs).items() if hasattr(spec, "makeweight_spec")]
@@ -53,6 +54,10 @@ class Recorder:
         self.calls.append(f"{self.name}on_export")
 
     @hookimpl
+    def on_program(self, model: nn.Module) -> None:
+        self.calls.append(f"{self.name}on_program")
+
+    @hookimpl
     def on_load(self, artifact: Artifact, model: nn.Module | None) -> None:
         self.calls.append(f"{self.name}on_load")
 
@@ -81,8 +86,9 @@ def test_hooks_fire_in_the_order_of_the_picture(tmp_path: Path) -> None:
     run = trainer(Recorder(calls))
     metrics = run.fit()
     run.export(tmp_path / "model.safetensors")
+    program(run)
     epoch = ["before", "after"] * 2 + ["on_epoch_end"]
-    assert calls == ["on_init", "on_stage_start", *epoch, *epoch, "on_export"]
+    assert calls == ["on_init", "on_stage_start", *epoch, *epoch, "on_export", "on_program"]
     assert metrics["recorded"] == 1.0
 
 

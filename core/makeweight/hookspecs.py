@@ -12,6 +12,7 @@
             evaluate on the validation split
             on_epoch_end(trainer, metrics)
     on_export(trainer, artifact)          in the plugins' order: turn tensors into what is written
+    on_program(trainer, model)            for model.onnx and model.pt2, where they are asked for
     load(path): on_load(artifact, model)  in the reverse order: undo on_export
     trainer evaluate: on_evaluate(artifact, model)
 
@@ -74,6 +75,15 @@ def on_export(trainer: Trainer, artifact: Artifact) -> None:
 
     May replace, add and remove `artifact.tensors` and write JSON into `artifact.metadata[<plugin>]`. Raises
     `MakeweightError` when what was asked of the plugin is not what the tensors show.
+    """
+
+
+@hookspec
+def on_program(trainer: Trainer, model: torch.nn.Module) -> None:
+    """Fires on the main process before a program is written (`--export onnx,pt2`), once for each.
+
+    `model` is a copy of the trained one on the CPU, in eval, its parametrizations realised. May change it in place:
+    what its forward computes is what the program computes, `torch.onnx.is_in_onnx_export()` tells which one it is.
     """
 
 

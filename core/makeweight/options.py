@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import UsageError
 
+FORMATS = ("safetensors", "onnx", "pt2")
+
 
 def require(condition: bool, option: str, given: object, expected: str) -> None:
     """Raise UsageError in the one form that errors about options have: `option given: expected …`."""
@@ -132,6 +134,8 @@ class Options(LoopOptions):
     """package.module:function of (output, target) giving a value for each example; accuracy for classes"""
     out: str | None = None
     """the run directory; runs/<recipe or model>-<time> unless given"""
+    export: str = "safetensors"
+    """what is written in the end: safetensors, always; onnx and pt2 (torch.export) too: safetensors,onnx"""
     resume: bool = False
     """go on from the newest valid checkpoint in --out; start if there is none"""
     dry_run: bool = False
@@ -144,6 +148,12 @@ class Options(LoopOptions):
         share = 0 <= self.validation < 1 or (self.validation >= 1 and self.validation == int(self.validation))
         require(share, "validation", self.validation, "a fraction below 1, or a whole number of examples")
         require(self.image_size is None or self.image_size >= 1, "image_size", self.image_size, "at least 1")
+        require(set(self.formats) <= set(FORMATS), "export", self.export, f"of {', '.join(FORMATS)}, those wanted")
+
+    @property
+    def formats(self) -> list[str]:
+        """What `export` names, each once."""
+        return list(dict.fromkeys(name.strip() for name in self.export.split(",") if name.strip()))
 
 
 # What says how to run rather than what: no part of a resolved recipe, so that repeating one starts a run of its own.

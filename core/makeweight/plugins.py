@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -102,12 +102,17 @@ def name_of(plugin: object) -> str:
 
 
 def check_order(plugins: dict[str, Any]) -> None:
-    """Refuse plugins that say of each other that they cannot go together, or not in this order."""
+    """Refuse plugins that say of each other that they cannot go together, or not in this order.
+
+    `after` holds names of plugins; `conflicts` too, or maps each name to the reason.
+    """
     names = list(plugins)
     for name, plugin in plugins.items():
-        for other in getattr(plugin, "conflicts", ()):
+        conflicts = getattr(plugin, "conflicts", ())
+        for other in conflicts:
             if other in plugins:
-                raise UsageError(f"plugins {name!r} and {other!r} cannot be used together: leave one out")
+                reason = f" ({conflicts[other]})" if isinstance(conflicts, Mapping) else ""
+                raise UsageError(f"plugins {name!r} and {other!r} cannot be used together{reason}: leave one out")
     order: list[str] = []
 
     def place(name: str, above: tuple[str, ...] = ()) -> None:

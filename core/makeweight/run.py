@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from time import perf_counter, strftime
 from typing import Any
@@ -18,12 +19,13 @@ from .accelerators import new_accelerator
 from .arguments import Configuration
 from .artifact import is_export, load, load_any
 from .batches import Batches, as_dataset
-from .errors import UsageError
+from .errors import MakeweightError, UsageError
 from .evaluation import evaluate
 from .files import write_text
 from .options import Options
+from .programs import check_installed, write_programs
 from .report import print_plan, print_summary, write_report
-from .state import restore
+from .state import exported_state, restore
 from .summary import export_summary
 from .task import Task
 from .threads import settle_threads
@@ -36,6 +38,7 @@ def run(configuration: Configuration) -> dict[str, Any]:
     options = configuration.options
     models.check(options.model)
     datasets.check(options.data)
+    check_installed(options.formats)
     task = Task.named(options.criterion, options.forward, options.metric)
     out = run_directory(options, configuration.name)
     accelerator = new_accelerator(options.precision, options.tracker, out)
@@ -80,6 +83,9 @@ def run(configuration: Configuration) -> dict[str, Any]:
         again = evaluate(restored, whole, task, accelerator)
         summary["export"] = export_summary(out, artifact, trainer.model, again, name)
         write_text(out / "summary.json", json_text(summary))
+        if programs := write_programs(trainer, options.formats, out):
+            summary["export"]["programs"] = programs
+            write_text(out / "summary.json", json_text(summary))
         write_report(out)
         print_summary(trainer.journal.console, summary, out)
     accelerator.wait_for_everyone()
@@ -118,9 +124,20 @@ def build_model(options: Options, data: datasets.Data) -> Any:
         if not Path(options.weights).is_file():
             raise UsageError(f"--weights {options.weights}: expected a safetensors file, there is none")
         if is_export(options.weights):
-            return load(options.weights, model)
+            return weights_of(load(options.weights, copy.deepcopy(model)), model)
         restore(model, load_any(options.weights), options.weights)
     return model
+
+
+def weights_of(loaded: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
+    """The model with the weights of one that was read, without what plugins attached there to compute as in the file.
+
+    Where they made another structure of it, that is what is trained on.
+    """
+    with suppress(MakeweightError):
+        restore(model, exported_state(loaded), "the weights")
+        return model
+    return loaded
 
 
 def check_call(options: Options, trainer: Trainer) -> None:

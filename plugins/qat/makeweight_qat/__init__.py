@@ -1,0 +1,5 @@
+"""Quantization-aware training for makeweight."""
+
+from .plugin import Quantization
+
+__all__ = ["Quantization"]

@@ -1,0 +1,184 @@
+"""The quantizers of activations: their ranges, over all processes, and what they make of a tensor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .quantizers import LearnedStep, affine_parameters, fake_quantize, first_step, gradient_factor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+AVERAGE = 0.05
+"""share of a step's range in the moving average"""
+SAMPLED = 1 << 16
+"""activations of which a percentile is taken at most"""
+
+
+class Ranges(nn.Module):
+    """The ranges of n tensors of activations, and the affine quantizers that follow from them.
+
+    It is trained and checkpointed with the model as an auxiliary module. While `observing`, the forward notes the range
+    of what it sees, and `update` makes of it, after the step, what holds for all processes. Until then a tensor that is
+    seen for the first time is quantized by its own range.
+
+    kind minmax: all that was seen; moving: a moving average of each step's extremes; percentile: the same of the
+    percentiles; learned: steps are parameters that begin from the first step's extremes, zero points stay.
+    """
+
+    bounds: Tensor
+    seen: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, bits: list[int], kind: str, percentile: float) -> None:
+        super().__init__()
+        self.kind, self.percentile = kind, percentile
+        self.limits = [2**each - 1 for each in bits]  # the largest integers; 0 leaves a tensor as it is
+        self.on = self.observing = False
+        self.register_buffer("bounds", torch.zeros(2, len(bits)))  # -lowest, highest
+        self.register_buffer("scale", torch.ones(len(bits)))
+        self.register_buffer("zero_point", torch.zeros(len(bits)))
+        self.register_buffer("seen", torch.zeros(len(bits), dtype=torch.bool))
+        self.steps = nn.ParameterList([nn.Parameter(torch.ones(1)) for _ in bits] if kind == "learned" else [])
+        self._noted: dict[int, list[Tensor]] = {}  # of this step: -lowest, highest, and for a learned step the mean |x|
+        self._read: tuple[tuple[int, ...], Facts] | None = None
+
+    def quantize(self, index: int, x: Tensor) -> Tensor:
+        """Tensor `index` of this forward on its grid, float32; noted where ranges are observed."""
+        limit = self.limits[index]
+        if not limit:
+            return x
+        x = x.float()
+        if self.observing:
+            self._note(index, x.detach())
+        if not self.on:
+            return x
+        facts = self.facts()
+        if not facts.seen[index]:
+            return self._by_own_range(index, x)
+        low = -facts.zero_point[index]
+        if self.kind == "learned":
+            factor = gradient_factor(x[0].numel(), limit)
+            return LearnedStep.apply(x, self.steps[index], low, limit + low, factor)  # type: ignore[no-any-return]
+        if not x.is_cpu:  # one kernel, and no number that would have to be read from the device
+            return torch.fake_quantize_per_tensor_affine(x, self.scale[index], self.zero_point[index].int(), 0, limit)
+        return fake_quantize(x, facts.inverse[index], facts.scale[index], low, limit + low)
+
+    def update(self, accelerator: Accelerator) -> None:
+        """Take in what every process noted in this step: the widest range of any, and the largest mean."""
+        if not self._noted and accelerator.num_processes == 1:
+            return
+        wide = 3 if self.kind == "learned" else 2
+        lost = [torch.full((), -torch.inf, device=self.bounds.device)] * wide
+        flat = [value for index in range(len(self.limits)) for value in self._noted.get(index, lost)]
+        noted = torch.stack(flat).view(-1, wide).T  # [2 or 3, tensors]
+        self._noted.clear()
+        if accelerator.num_processes > 1:
+            noted = accelerator.gather(noted[None].contiguous()).amax(0)
+        found = noted.isfinite().all(0)
+        bounds, fresh = noted[:2], found & ~self.seen
+        if self.kind == "minmax":
+            bounds = torch.where(self.seen, bounds.maximum(self.bounds), bounds)
+        else:
+            bounds = torch.where(self.seen, self.bounds.lerp(bounds, AVERAGE), bounds)
+        self.bounds.copy_(torch.where(fresh if self.kind == "learned" else found, bounds, self.bounds))
+        if self.kind == "learned":
+            self._begin_steps(fresh, noted[2])
+        else:
+            self._settle()
+        if not all(self.facts().seen):
+            self.seen.logical_or_(found)
+
+    def settle(self) -> None:
+        """Make scales and zero points of the ranges after the limits have changed; learned steps begin anew."""
+        if self.kind == "learned":
+            self.seen.zero_()
+        else:
+            self._settle()
+
+    def facts(self) -> Facts:
+        """The quantizers as numbers, read from the device where they have changed; the scales are not learned ones."""
+        key = (self.seen._version, self.zero_point._version, self.scale._version)
+        if self._read is None or (self._read[0] != key if self.scale.is_cpu else self._read[0][0] != key[0]):
+            self._read = key, Facts.of(self)
+        return self._read[1]
+
+    def scales(self) -> list[float]:
+        """The steps as they are now."""
+        return torch.cat(list(self.steps)).tolist() if self.steps else self.scale.tolist()
+
+    def all_seen(self) -> bool:
+        return all(seen or not limit for seen, limit in zip(self.facts().seen, self.limits, strict=True))
+
+    def _note(self, index: int, x: Tensor) -> None:
+        low, high = _extremes(x, self.percentile if self.kind == "percentile" else 100.0)
+        noted = [-low, high, *([x.abs().mean()] if self.kind == "learned" else [])]
+        if index in self._noted:  # by an earlier micro-batch, or an earlier call of the same module
+            noted = [before.maximum(now) for before, now in zip(self._noted[index], noted, strict=True)]
+        self._noted[index] = noted
+
+    def _by_own_range(self, index: int, x: Tensor) -> Tensor:
+        """Quantized by what was noted of the tensor in this very step, where it was."""
+        if index not in self._noted:
+            return x
+        bounds, limit = torch.stack(self._noted[index][:2]), self.limits[index]
+        scale, zero_point = affine_parameters(bounds, torch.tensor(limit, device=x.device))
+        low = -float(zero_point)
+        return fake_quantize(x, 1 / scale, scale, low, limit + low)
+
+    def _limits(self) -> Tensor:
+        return torch.tensor(self.limits, dtype=torch.float32).clamp_min(1).to(self.bounds.device, non_blocking=True)
+
+    def _settle(self) -> None:
+        scale, zero_point = affine_parameters(self.bounds, self._limits())
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
+    def _begin_steps(self, fresh: Tensor, mean: Tensor) -> None:
+        """Let the steps of tensors that are seen for the first time begin; zero points stay what they are then."""
+        limits = self._limits()
+        scale = first_step(mean, affine_parameters(self.bounds, limits)[0], limits)
+        zero_point = (self.bounds[0].clamp_min(0) / scale).round().minimum(limits)
+        self.zero_point.copy_(torch.where(fresh, zero_point, self.zero_point))
+        with torch.no_grad():
+            for index in fresh.nonzero()[:, 0].tolist():
+                self.steps[index].copy_(scale[index])
+
+
+class Facts(NamedTuple):
+    """The quantizers of `Ranges` as Python numbers: a tensor's own would have to be read at every use."""
+
+    seen: list[bool]
+    scale: list[float]
+    inverse: list[float]
+    zero_point: list[float]
+
+    @classmethod
+    def of(cls, ranges: Ranges) -> Facts:
+        return cls(ranges.seen.tolist(), ranges.scale.tolist(), (1 / ranges.scale).tolist(), ranges.zero_point.tolist())
+
+
+class Fixed:
+    """A quantizer whose range is settled: what a file that was read has."""
+
+    def __init__(self, scale: float, zero_point: int, bits: int) -> None:
+        exact = torch.tensor(scale, dtype=torch.float32)
+        self.scale, self.inverse = float(exact), float(1 / exact)
+        self.low, self.high = -zero_point, 2**bits - 1 - zero_point
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return fake_quantize(x.float(), self.inverse, self.scale, self.low, self.high)
+
+
+def _extremes(x: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest value, or those that so many percent of (at most 65,536 of) them stay within."""
+    if percentile >= 100:
+        return torch.aminmax(x)  # type: ignore[return-value]
+    flat = x.flatten()
+    flat = flat[:: -(-len(flat) // SAMPLED)]
+    most = max(round(len(flat) * percentile / 100), 1)
+    return flat.kthvalue(len(flat) + 1 - most).values, flat.kthvalue(most).values

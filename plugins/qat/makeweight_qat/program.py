@@ -1,0 +1,116 @@
+"""The trained model as an integer program: batch norms folded, weights and biases as integers, Q and DQ between.
+
+In ONNX these are QuantizeLinear and DequantizeLinear, which onnxruntime fuses into integer operators; in a program of
+torch.export, which has no operators for them, the same in plain arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .forwards import attach, detach
+from .plan import Plan
+from .quantizers import SMALLEST
+from .weights import QuantizedWeight, from_integers, over_channels, to_integers
+
+BIAS_LIMIT = 2**31 - 1
+
+
+class Integers(nn.Module):
+    """A parametrization that is a constant: integers, [C, …], and the scale of each channel."""
+
+    integers: Tensor
+    scale: Tensor
+    zeros: Tensor
+
+    def __init__(self, integers: Tensor, scale: Tensor, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.register_buffer("integers", integers)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zeros", torch.zeros(len(scale), dtype=integers.dtype))
+
+    def forward(self, unused: Tensor) -> Tensor:
+        if not torch.onnx.is_in_onnx_export():
+            return from_integers(self.integers, self.scale, self.axis)
+        inputs, shape = (self.integers, self.scale, self.zeros), self.integers.shape
+        return torch.onnx.ops.symbolic(
+            "DequantizeLinear", inputs, {"axis": self.axis}, dtype=torch.float32, shape=shape
+        )
+
+
+class QuantizeDequantize:
+    """A quantizer of activations as a program has it: unsigned integers of 8 bits, clipped where there are fewer."""
+
+    def __init__(self, scale: float, zero_point: float, limit: int) -> None:
+        self.scale, self.zero_point, self.limit = scale, int(zero_point), limit
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not torch.onnx.is_in_onnx_export():
+            integers = (x / self.scale).round().clamp(-self.zero_point, self.limit - self.zero_point)
+            return integers * self.scale
+        scale = torch.tensor(self.scale, dtype=torch.float32)
+        zero_point = torch.tensor(self.zero_point, dtype=torch.uint8)
+        onnx = partial(torch.onnx.ops.symbolic, shape=x.shape)
+        integers = onnx("QuantizeLinear", (x, scale, zero_point), dtype=torch.uint8)
+        if self.limit < 255:
+            bounds = (torch.tensor(0, dtype=torch.uint8), torch.tensor(self.limit, dtype=torch.uint8))
+            integers = onnx("Clip", (integers, *bounds), dtype=torch.uint8)
+        return onnx("DequantizeLinear", (integers, scale, zero_point), dtype=torch.float32)
+
+
+def make_program(
+    model: nn.Module, plan: Plan, weights: Mapping[str, tuple[QuantizedWeight, Tensor]],
+    activations: Mapping[tuple[str, str], QuantizeDequantize],
+) -> None:  # fmt: skip
+    """Make an integer program of a model in eval, in place; `weights` holds each layer's quantizer and its scales."""
+    detach(model)
+    for layer, (quantizer, scale) in weights.items():
+        scale = scale.detach().cpu()
+        module = model.get_submodule(layer)
+        integers = to_integers(module.weight.detach(), scale, quantizer.axis)  # type: ignore[operator,union-attr]
+        if layer in plan.norms:
+            integers, scale = _fold(model, plan.norms[layer], module, integers, scale, quantizer.axis)
+        _replace(module, "weight", Integers(integers, scale.clamp_min(SMALLEST), quantizer.axis))
+        source = activations.get(plan.inputs.get(layer, ("", "")))
+        if source is not None and module.bias is not None:
+            _quantize_bias(module, scale * source.scale)
+    repeated = {home: activations[source] for home, source in plan.repeats.items() if source in activations}
+    attach(model, {**activations, **repeated}, training=False)
+
+
+def _fold(model: nn.Module, name: str, layer: nn.Module, integers: Tensor, scale: Tensor,
+          axis: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Fold a batch norm into the layer before it: w γ/σ and (b - μ) γ/σ + β, σ² = variance + ε.
+
+    A factor for each output channel changes the scale of a symmetric quantizer of that channel, and the sign of its
+    integers, but not their rounding: so training with the batch norm beside the layer is training with it folded.
+    """
+    norm = model.get_submodule(name)
+    count = norm.num_features
+    weight = torch.ones(count) if norm.weight is None else norm.weight.detach()  # type: ignore[operator,union-attr]
+    bias = torch.zeros(count) if norm.bias is None else norm.bias.detach()  # type: ignore[operator,union-attr]
+    factor = weight * (norm.running_var + norm.eps).rsqrt()  # type: ignore[operator]
+    before = torch.zeros(count) if layer.bias is None else layer.bias.detach()  # type: ignore[operator,union-attr]
+    layer.bias = nn.Parameter(bias + (before - norm.running_mean) * factor, requires_grad=False)  # type: ignore[operator]
+    model.set_submodule(name, nn.Identity())
+    signs = torch.where(factor < 0, -1, 1).to(torch.int8)
+    return integers * over_channels(signs, integers, axis), scale * factor.abs()
+
+
+def _quantize_bias(layer: nn.Module, scale: Tensor) -> None:
+    """The bias as 32-bit integers of the products' scale, as an integer convolution adds it, where they can hold it."""
+    integers = (layer.bias.detach().double() / scale.double()).round()  # type: ignore[operator,union-attr]
+    if bool((integers.abs() <= BIAS_LIMIT).all()):
+        _replace(layer, "bias", Integers(integers.to(torch.int32), scale, 0))
+
+
+def _replace(module: nn.Module, name: str, constant: Integers) -> None:
+    """Let a parameter be a constant; nothing is left of what it was."""
+    setattr(module, name, nn.Parameter(torch.empty(0), requires_grad=False))
+    parametrize.register_parametrization(module, name, constant, unsafe=True)

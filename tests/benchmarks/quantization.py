@@ -1,0 +1,141 @@
+"""What quantization costs in training and gains in use.
+
+`steps`: the time of a training step with weights and activations quantized over that of the plain trainer, in turn in
+this one process with one thread, medians over the rounds. `speed`: ResNet-18 as float32 and as int8 in onnxruntime,
+in turn, two threads, and its integer operators counted in the optimised graph. Run it with
+`python tests/benchmarks/quantization.py [steps|speed]`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import torch
+
+from makeweight import hookimpl
+from makeweight.models import build
+from makeweight.plugins import load_class
+from makeweight.programs import write_programs
+from makeweight.trainer import Trainer
+
+
+def data(shape: tuple[int, int, int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, *shape, generator=generator), torch.randint(0, 10, (count,), generator=generator)
+
+
+@dataclass(eq=False)
+class Clock:
+    """The processor time of each step: what else the machine does is not counted."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    @hookimpl(wrapper=True)
+    def on_batch(self) -> Generator[None, Any, Any]:
+        begun = process_time()
+        loss = yield
+        self.seconds.append(process_time() - begun)
+        return loss
+
+
+def step_time(name: str, shape: tuple[int, int, int], steps: int, **plugins: dict[str, Any]) -> Callable[[], float]:
+    """Runs one epoch: milliseconds a step at batch 128, the median."""
+    examples = data(shape, 128 * steps)
+
+    def contestant() -> float:
+        clock = Clock()
+        instances = {plugin: load_class(plugin)(**options) for plugin, options in plugins.items()}
+        trainer = Trainer(build(name, shape, 10), examples, plugins={"clock": clock, **instances}, batch_size=128,
+                          epochs=1)  # fmt: skip
+        trainer.journal.console.quiet = True
+        trainer.fit()
+        return statistics.median(clock.seconds[1:]) * 1e3
+
+    return contestant
+
+
+def in_turn(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """The contestants' figures, one a round; a first round warms up and is thrown away."""
+    figures: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, contestant in contestants.items():
+            figure = contestant()
+            if number:
+                figures[name].append(figure)
+    return figures
+
+
+def steps(rounds: int = 5) -> None:
+    torch.set_num_threads(1)
+    for name, shape, count in (("lenet300", (1, 28, 28), 40), ("resnet20", (3, 32, 32), 3)):
+        contestants = {"plain": step_time(name, shape, count)}
+        for ranges in ("moving", "learned"):
+            contestants[f"qat, {ranges}"] = step_time(name, shape, count, qat={"ranges": ranges})
+        figures = in_turn(contestants, rounds)
+        for contestant, values in figures.items():
+            ratio = statistics.median(a / b for a, b in zip(values, figures["plain"], strict=True))
+            print(f"{name:9} {contestant:14} {statistics.median(values):8.2f} ms a step, {ratio:.2f} × plain")
+
+
+def speed(rounds: int = 15) -> None:
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {kind: export(kind, Path(folder)) for kind in ("float32", "int8")}
+        print("int8 graph:", dict(operators(paths["int8"])))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 2
+        sessions = {kind: onnxruntime.InferenceSession(path, options) for kind, path in paths.items()}
+        for batch, size in ((8, 96), (1, 224), (8, 224)):
+            pixels = data((3, size, size), batch)[0].numpy()
+            figures = in_turn({kind: timed(session, pixels) for kind, session in sessions.items()}, rounds)
+            medians = {kind: statistics.median(values) for kind, values in figures.items()}
+            ratio = statistics.median(a / b for a, b in zip(figures["float32"], figures["int8"], strict=True))
+            shown = ", ".join(f"{kind} {median:.1f} ms" for kind, median in medians.items())
+            print(f"batch {batch}, {size}²: {shown}, {ratio:.2f} times as fast")
+
+
+def timed(session: Any, pixels: Any) -> Callable[[], float]:
+    def run() -> float:
+        start = perf_counter()
+        session.run(None, {"input": pixels})
+        return (perf_counter() - start) * 1e3
+
+    return run
+
+
+def export(kind: str, folder: Path) -> Path:
+    """ResNet-18 with random weights and two training steps, as model.onnx."""
+    plugins = {"qat": load_class("qat")()} if kind == "int8" else {}
+    model = build("resnet18", (3, 224, 224), 10)
+    trainer = Trainer(model, data((3, 224, 224), 4), plugins=plugins, batch_size=2, epochs=1)
+    trainer.journal.console.quiet = True
+    trainer.fit()
+    (folder / kind).mkdir()
+    write_programs(trainer, ["onnx"], folder / kind)
+    return folder / kind / "model.onnx"
+
+
+def operators(path: Path) -> Counter[str]:
+    """How often each operator stands in the graph that onnxruntime makes of a file."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(path.with_name("optimised.onnx"))
+    onnxruntime.InferenceSession(path, options)
+    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+
+if __name__ == "__main__":
+    for part in sys.argv[1:] or ("steps", "speed"):
+        {"steps": steps, "speed": speed}[part]()
