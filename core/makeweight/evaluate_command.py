@@ -88,7 +88,8 @@ def _ways(path: Path, configuration: Configuration, model: nn.Module) -> dict[st
     artifact = decode(read(path), model, path)
     restore(model, artifact.tensors, str(path))
     ways = {path.name: model}
-    plugins = Plugins({name: configuration.plugins.get(name) or load_class(name)() for name in artifact.metadata})
+    others = {name: load_class(name)() for name in artifact.metadata if name not in configuration.plugins}
+    plugins = Plugins(configuration.plugins | others)
     for name in plugins.by_name:
         ways |= plugins.call(name, "on_evaluate", artifact=artifact, model=model) or {}
     return ways

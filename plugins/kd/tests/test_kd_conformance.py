@@ -5,3 +5,13 @@ from makeweight.testing import PluginConformance
 
 class TestDistillation(PluginConformance):
     name = "kd"
+
+
+class TestExits(PluginConformance):
+    name = "kd"
+    options = {"exits": "all"}
+
+
+class TestInitialTeacher(PluginConformance):
+    name = "kd"
+    options = {"teacher": "initial"}
