@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, overload
 
 import numpy as np
@@ -47,11 +48,12 @@ class FileBytes:
     def __init__(self, path: str | Path) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
-            weakref.finalize(self, os.close, self._descriptor)
-            self._begin, self._end = 0, os.fstat(self._descriptor).st_size
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
+            self._begin, self._end = 0, os.fstat(self._file.fileno()).st_size
         except OSError as error:
             raise MakeweightError(f"{path} cannot be read: {error.strerror}") from error
+        self._lock = Lock()  # preadv, which needs none, is not on every system
         self._page = 0, memoryview(b"")  # where it begins, and its bytes
         self._whole: FileBytes | None = None
 
@@ -86,14 +88,15 @@ class FileBytes:
         """These bytes in memory of their own, which may be written to."""
         buffer = memoryview(bytearray((len(self) if end is None else end) - begin))
         at = 0
-        while at < len(buffer):
+        with self._lock:
             try:
-                count = os.preadv(self._descriptor, [buffer[at:]], self._begin + begin + at)
+                self._file.seek(self._begin + begin)
+                while at < len(buffer) and (count := self._file.readinto(buffer[at:])):
+                    at += count
             except OSError as error:
                 raise MakeweightError(f"{self.path} cannot be read: {error.strerror}") from error
-            if not count:
-                raise MakeweightError(f"{self.path} has become shorter while it was read")
-            at += count
+        if at < len(buffer):
+            raise MakeweightError(f"{self.path} has become shorter while it was read")
         return buffer
 
 
