@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FIXED = ("teacher_model", "sections", "teacher_sections", "exits")
 """options that decide what is built, before the first stage"""
+MOST = 1 << 10
+"""exits at most, where their number is not known"""
 
 
 @dataclass(eq=False)
@@ -62,7 +64,7 @@ class Distillation:
         if not self.teachers:
             teacher = "the teacher's file too, --kd.teacher FILE"
             require(self.teacher_model is None, "teacher_model", self.teacher_model, teacher)
-        self.kept_exits(1 << 16)
+        self.kept_exits(MOST)
         self._own: OwnTeacher | None = None
         self._taught: Taught | None = None
         self._initial: dict[str, Tensor] | None = None  # of a checkpoint, until on_init
@@ -92,7 +94,7 @@ class Distillation:
         given = self.exits if isinstance(self.exits, list) else str(self.exits).split(",")
         numbers = [int(each) if str(each).strip().isdigit() else 0 for each in given]
         if not numbers or not all(1 <= number <= count for number in numbers):
-            there = "numbers from 1" if count == 1 << 16 else f"numbers of the {count} shallow classifiers, from 1"
+            there = "numbers from 1" if count == MOST else f"numbers of the {count} shallow classifiers, from 1"
             raise UsageError(f"exits {self.exits}: expected all, or {there}: 1,2")
         return sorted({number - 1 for number in numbers})
 
@@ -181,7 +183,10 @@ class Distillation:
                         f"kd.{option} {given}: the file was exported without exits: --kd.exits all keeps them"
                     )
             return {}
-        self.kept_exits(max(exits_of(model).numbers))
+        held = exits_of(model).numbers
+        wanted = [] if self.exits == "all" else [index + 1 for index in self.kept_exits(MOST)]
+        if not set(wanted) <= set(held):
+            raise UsageError(f"kd.exits {self.exits}: the file was exported with {', '.join(map(str, held))} alone")
         return ways(model, self.thresholds)
 
     def state_dict(self) -> dict[str, Any]:
