@@ -59,6 +59,7 @@ class Quantization:
             raise UsageError(f"freeze {self.freeze:g}: expected an epoch not before begin {self.begin:g}")
         self.on = False  # whether this stage's quantization has begun
         self.layers: list[str] = []  # whose weights this stage quantizes
+        self.begun: dict[str, int] = {}  # by layer: the bits for which its learned steps began
         self.plan: Plan | None = None
         self.observed: Ranges | None = None
 
@@ -138,10 +139,10 @@ class Quantization:
 
         activations = {}
         if self.observed is not None and self.plan is not None:
-            facts, scales = self.observed.facts(), self.observed.scales()
+            scales, zero_points = self.observed.scales(), self.observed.zero_point.tolist()
             for index, home in enumerate(self.plan.bits):
                 if limit := self.observed.limits[index]:
-                    activations[home] = QuantizeDequantize(scales[index], facts.zero_point[index], limit)
+                    activations[home] = QuantizeDequantize(scales[index], zero_points[index], limit)
         make_program(model, self.plan or Plan(), self.quantizers(trainer), activations)
 
     @hookimpl
@@ -155,11 +156,12 @@ class Quantization:
             attach_activations(model, record["activations"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether quantization has begun; ranges and learned steps are checkpointed with the model."""
-        return {"on": self.on}
+        """Whether quantization has begun, and with which bits; ranges and learned steps are parts of the model."""
+        return {"on": self.on, "begun": self.begun}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.on = bool(state["on"])
+        self.begun = {str(layer): int(bits) for layer, bits in state["begun"].items()}
 
     def bits(self, model: nn.Module, option: Literal["weights", "activations"]) -> dict[str, int]:
         """The bits by layer, of those that are quantized. Raises UsageError for a glob that matches no layer."""

@@ -61,14 +61,14 @@ def read_weight(tensors: MutableMapping[str, Tensor], layer: str, bits: Any, axi
 
 def write_activations(homes: list[Home], ranges: Ranges) -> list[list[Any]]:
     """The quantizers of activations as JSON. Raises MakeweightError for one whose tensor was never seen."""
-    facts, scales, written = ranges.facts(), ranges.scales(), []
+    scales, zero_points, seen, written = ranges.scales(), ranges.zero_point.tolist(), ranges.seen.tolist(), []
     for index, (path, name) in enumerate(homes):
         limit = ranges.limits[index]
-        if limit and not facts.seen[index]:
+        if limit and not seen[index]:
             raise MakeweightError(f"qat: no step saw the activations {name!r} of module {path!r}: train longer")
         if limit:
             scale = float(str(np.float32(scales[index])))  # the shortest digits that give the same float32
-            written.append([path, name, scale, int(facts.zero_point[index]), limit.bit_length()])
+            written.append([path, name, scale, int(zero_points[index]), limit.bit_length()])
     return written
 
 

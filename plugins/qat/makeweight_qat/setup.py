@@ -78,14 +78,20 @@ def float_tensors(trainer: Trainer) -> set[str]:
     """The names of the nodes of the model's graph that give tensors of floating point, for two examples."""
     model = trainer.model
     graph = fx.GraphModule(model, trace_whole(model))
-    calls: list[tuple[Any, ...]] = []
-    handle = model.register_forward_pre_hook(lambda module, args: calls.append(args))
+    calls: list[tuple[Any, Any]] = []
+    handle = model.register_forward_pre_hook(lambda module, args, named: calls.append((args, named)), with_kwargs=True)
     training = model.training
     try:
         with torch.no_grad(), torch.random.fork_rng():
             trainer.task.forward(model.eval(), _few(trainer.sample_batch()))
+            inputs, named = calls[0]
+            if named:
+                raise UsageError(
+                    "qat: the model is called with its inputs by name: its activations cannot be quantized; weights "
+                    "alone can, with --qat.activations 0"
+                )
             seen = _Kinds(graph.eval())
-            seen.run(*calls[0])
+            seen.run(*inputs)
     finally:
         handle.remove()
         model.train(training)
@@ -114,20 +120,20 @@ def follow(plugin: Quantization, trainer: Trainer, begins: bool) -> None:
         quantizer.on = plugin.on and name in now
         if name in now:
             quantizer.bits = now[name]
-            if begins:
+            if begins and plugin.begun.get(name) != now[name]:
                 quantizer.begin(weight)
+                plugin.begun[name] = now[name]
     ranges = plugin.observed
     if ranges is not None and plugin.plan is not None:
         asked = plugin.bits(trainer.model, "activations")
         ranges.on = plugin.on
-        present = make_plan_bits(plugin.plan, asked)
+        present = limits(plugin.plan, asked)
         if present != ranges.limits:
             ranges.limits = present
-            if begins:
-                ranges.settle()
+            ranges.settle()
 
 
-def make_plan_bits(plan: Plan, asked: dict[str, int]) -> list[int]:
+def limits(plan: Plan, asked: dict[str, int]) -> list[int]:
     """The largest integers of a plan's tensors where only the layers in `asked` read integers."""
     most = max(asked.values(), default=0)
     readers: dict[tuple[str, str], list[int]] = {}

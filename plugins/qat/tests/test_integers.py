@@ -1,0 +1,120 @@
+"""The integer program: its operators are counted in the graph that onnxruntime makes of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from makeweight import Trainer, load
+from makeweight.data import load as load_data
+from makeweight.models import LeNet300, build
+from makeweight.programs import program, write_programs
+from makeweight_qat import Quantization
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+def trained(model: nn.Module, data: Any, *plugins: object, **settings: Any) -> Trainer:
+    run = Trainer(model, data, plugins=plugins, **{"epochs": 1, "batch_size": 4, "lr": 1e-3, **settings})
+    run.journal.console.quiet = True
+    run.fit()
+    run.model.eval()
+    return run
+
+
+def images(size: int, count: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, size, size, generator=generator), torch.arange(count) % 10
+
+
+def session(path: Path) -> tuple[Any, Counter[str]]:
+    """A session, and the operators of its optimised graph."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(path.with_name("optimised.onnx"))
+    made = onnxruntime.InferenceSession(path, options)
+    return made, Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "convolutions", "others"),
+    [
+        ("resnet18", 64, 20, {"QLinearAdd": 8, "QGemm": 1}),
+        ("mobilenet_v3_small", 64, 52, {"QLinearAdd": 6, "QGemm": 2}),
+        ("squeezenet1_1", 64, 26, {"QLinearConcat": 8}),
+    ],
+)
+def test_every_convolution_runs_on_integers(
+    name: str, size: int, convolutions: int, others: dict[str, int], tmp_path: Path
+) -> None:
+    model, data = build(name, (3, size, size), 10), images(size)
+    assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == convolutions
+    run = trained(model, data, Quantization())
+    write_programs(run, ["onnx"], tmp_path)
+    made, operators = session(tmp_path / "model.onnx")
+    assert operators["QLinearConv"] == convolutions
+    assert not {"Conv", "FusedConv", "BatchNormalization", "Gemm", "MatMul"} & set(operators)
+    assert {kind: operators[kind] for kind in others} == others
+    with torch.no_grad():
+        computed = program(run)(data[0])
+    given_out = torch.from_numpy(made.run(None, {"input": data[0].numpy()})[0])
+    assert float((given_out - computed).abs().max()) <= 0.02 * float(computed.abs().max())
+    run.export(tmp_path / "model.safetensors")
+    restored = load(tmp_path / "model.safetensors", run.fresh_model()).eval()
+    with torch.no_grad():
+        assert torch.equal(restored(data[0]), run.model(data[0]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weights": 4}, {"weights": 4, "activations": 5, "ranges": "learned"}, {"activations": 0}, {"weights": 0}],
+    ids=str,
+)
+def test_programs_agree_with_the_trained_model(options: dict[str, Any], tmp_path: Path) -> None:
+    data = load_data("digits")
+    x = torch.stack([data.test[index][0] for index in range(len(data.test))])
+    torch.manual_seed(0)
+    run = trained(LeNet300((1, 8, 8), 10), data.train, Quantization(**options), epochs=3, batch_size=32, lr=0.03)
+    write_programs(run, ["onnx", "pt2"], tmp_path)
+    made, operators = session(tmp_path / "model.onnx")
+    with torch.no_grad():
+        trained_says = run.model(x)
+        others = [torch.from_numpy(made.run(None, {"input": x.numpy()})[0]),
+                  torch.export.load(tmp_path / "model.pt2").module()(x)]  # fmt: skip
+    for other in others:
+        assert float((other.argmax(1) == trained_says.argmax(1)).float().mean()) >= 0.999
+    if all(options.get(option, 8) for option in ("weights", "activations")):
+        assert operators["QGemm"] == 3
+
+
+def test_a_folded_batch_norm_is_the_batch_norm() -> None:
+    """With factors of either sign and of zero, and a bias before it; values are compared where nothing is rounded."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    nn.init.uniform_(model[1].weight, -1, 1)
+    nn.init.zeros_(model[1].weight[3:4])
+    run = trained(model, images(8, 64), Quantization(), epochs=3, batch_size=16)
+    run.model[1].weight.data[3] = 0  # type: ignore[index,union-attr]
+    x = images(8, 64)[0]
+    copied = program(run)
+    assert isinstance(copied[1], nn.Identity)  # type: ignore[index]
+    with torch.no_grad():
+        difference = (copied(x) - run.model(x)).abs()
+    assert float(difference.mean()) < 1e-3 * float(run.model(x).abs().mean())
+
+
+def test_fewer_bits_are_clipped_as_in_training(tmp_path: Path) -> None:
+    run = trained(LeNet300((3, 8, 8), 10), images(8, 64), Quantization(activations=2), batch_size=16)
+    write_programs(run, ["onnx"], tmp_path)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert Counter(node.op_type for node in graph.node)["Clip"] == 3
+    x = 10 * images(8, 64)[0]  # beyond every range
+    given_out = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"input": x.numpy()})[0]
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(given_out), run.model(x), atol=1e-4)

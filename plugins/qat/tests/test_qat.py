@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import relu
+
+from makeweight import MakeweightError, Trainer, UsageError, load, load_tensors
+from makeweight.artifact import Artifact, read, write
+from makeweight.models import LeNet300
+from makeweight.options import Stage, StageOptions
+from makeweight_kd import Distillation
+from makeweight_prune import Prune
+from makeweight_qat import Quantization
+from makeweight_qat.setup import quantizer_of
+
+
+class Residual(nn.Module):
+    """A shared ReLU, an addition, batch norms, a concatenation and functional calls: what integer graphs are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.narrow = nn.Conv2d(6, 4, 1)
+        self.fc = nn.Linear(10 * 16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, 1, 8, 8] -> [B, 10]
+        x = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(x))
+        out += x
+        out = self.relu(out)
+        out = torch.cat([out, relu(self.narrow(out))], 1)
+        return self.fc(nn.functional.max_pool2d(out, 2).flatten(1))
+
+
+def data(count: int = 160) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 1, 8, 8, generator=generator), torch.randint(0, 10, (count,), generator=generator)
+
+
+def trainer(*plugins: object, model: nn.Module | None = None, epochs: int = 2, **settings: Any) -> Trainer:
+    torch.manual_seed(0)
+    model = LeNet300((1, 8, 8), 10) if model is None else model
+    run = Trainer(model, data(), data(), plugins=plugins, **{"batch_size": 32, "epochs": epochs, **settings})
+    run.journal.console.quiet = True
+    return run
+
+
+def residual() -> Residual:
+    torch.manual_seed(0)
+    model = Residual()
+    nn.init.uniform_(model.bn1.weight, -1, 1)  # negative factors are folded too
+    return model
+
+
+@pytest.mark.parametrize("ranges", ["moving", "minmax", "percentile", "learned"])
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_the_file_read_back_computes_as_the_trained_model(ranges: Any, bits: int, tmp_path: Path) -> None:
+    run = trainer(Quantization(weights=bits, activations=max(bits, 3), ranges=ranges), model=residual())
+    run.fit()
+    run.export(tmp_path / "x.safetensors")
+    restored = load(tmp_path / "x.safetensors", run.fresh_model()).eval()
+    x = data()[0]
+    with torch.no_grad():
+        assert torch.equal(restored(x), run.model.eval()(x))
+    integers = read(tmp_path / "x.safetensors").tensors
+    limit = 2 ** (bits - 1) - 1
+    for layer in ("conv1", "conv2", "narrow", "fc"):
+        assert integers[f"{layer}.weight"].dtype == torch.int8
+        assert int(integers[f"{layer}.weight"].abs().max()) <= limit
+        values = load_tensors(tmp_path / "x.safetensors")[f"{layer}.weight"]
+        assert len(values[0].unique()) <= 2 * limit + 1
+    assert set(load_tensors(tmp_path / "x.safetensors")) == set(Residual().state_dict())
+
+
+def test_what_is_quantized_and_what_is_folded_is_said() -> None:
+    said = trainer(Quantization(), model=residual()).set_up()["qat"]
+    assert said is not None
+    weights, activations, folded = said.split("; ")
+    assert weights == "weights of conv1 8, conv2 8, narrow 8, fc 8 (bits)"
+    assert activations == "activations x 8, relu 8, bn2 8, relu_1 8, relu_2 8, cat 8 (bits, ranges moving)"
+    assert folded == "folded: conv1 + bn1 + relu, conv2 + bn2, narrow + relu"
+
+
+def test_the_model_keeps_its_names_and_its_hooks() -> None:
+    model = residual()
+    seen: list[str] = []
+    model.bn2.register_forward_hook(lambda module, inputs, output: seen.append("bn2"))
+    run = trainer(Quantization(weights=0), model=model)
+    run.set_up()
+    assert set(run.model.state_dict()) == set(Residual().state_dict())
+    run.model(data()[0][:2])
+    assert seen.count("bn2") == 1 + 1  # once to see which tensors there are
+
+
+def test_tables_skip_and_zero_bits() -> None:
+    run = trainer(Quantization(weights={"fc*": 4, "fc2": 2}, activations={"fc3": 5}, skip=["first"]))
+    run.fit()
+    weights = {name: layer.weight for name, layer in run.layers().items()}
+    assert len(weights["fc1"].unique()) > 1000  # type: ignore[operator,union-attr]
+    assert max(len(row.unique()) for row in weights["fc2"]) == 3  # type: ignore[union-attr]
+    assert 3 < max(len(row.unique()) for row in weights["fc3"]) <= 15  # type: ignore[union-attr]
+    plugin: Any = run.plugins.by_name["qat"]
+    assert plugin.plan.bits == {("", "relu_1"): 5}
+    assert trainer(Quantization(skip=["last", "fc1"])).set_up()["qat"].startswith("weights of fc2 8 (bits)")  # type: ignore[union-attr]
+
+
+def test_nothing_is_quantized_before_begin_and_ranges_stay_after_freeze() -> None:
+    grids, scales = [], []
+    run = trainer(Quantization(begin=1, freeze=2), epochs=3)
+
+    def look(batch: Any, output: Any) -> torch.Tensor:
+        grids.append(len(run.model.fc1.weight[0].unique()))  # type: ignore[union-attr,index,operator]
+        scales.append(run.auxiliary.get_buffer("qat.scale").tolist())
+        return output.sum() * 0
+
+    run.losses["look"] = look
+    run.fit()
+    assert grids[:5] == [64] * 5
+    assert max(grids[5:]) < 64
+    assert all(one != other for one, other in pairwise(scales[5:10]))
+    assert all(one == other for one, other in pairwise(scales[11:]))
+
+
+def test_stages_change_the_bits_and_leave_layers_out() -> None:
+    options: list[dict[str, Any]] = [{"weights": 0, "activations": 0}, {"weights": 4}, {"weights": {"fc1": 2}}]
+    stages = [Stage(StageOptions(epochs=1), {"qat": Quantization(**each)}) for each in options]
+    seen = []
+    run = trainer(Quantization(), stages=stages)
+
+    def look(batch: Any, output: Any) -> torch.Tensor:
+        seen.append([max(len(row.unique()) for row in run.model.get_submodule(name).weight) for name in run.layers()])  # type: ignore[union-attr]
+        return output.sum() * 0
+
+    run.losses["look"] = look
+    run.fit()
+    assert min(seen[0]) > 60
+    assert max(seen[5]) <= 15
+    assert seen[10][0] == 3
+    assert seen[10][1] > 60
+
+
+def test_zeros_stay_zeros_in_either_order(tmp_path: Path) -> None:
+    for plugins in ([Prune(sparsity=0.8), Quantization(weights=4)], [Quantization(weights=4), Prune(sparsity=0.8)]):
+        run = trainer(*plugins)
+        run.fit()
+        run.export(tmp_path / "x.safetensors")
+        for name, tensor in load_tensors(tmp_path / "x.safetensors").items():
+            if name.endswith("weight"):
+                mask = run.plugins.by_name["prune"].masks[name.removesuffix(".weight")]
+                assert not tensor[mask == 0].any()
+                assert max(len(row.unique()) for row in tensor) <= 15
+
+
+def test_heads_of_other_plugins_are_not_quantized() -> None:
+    run = trainer(Distillation(), Quantization(weights=2), model=residual())
+    run.fit()
+    plugin: Any = run.plugins.by_name["qat"]
+    assert set(plugin.layers) == {"conv1", "conv2", "narrow", "fc"}
+    for module in run.auxiliary["kd"].modules():
+        assert not hasattr(module, "parametrizations")
+    assert run.metrics["train_kd"] > 0
+
+
+def test_a_run_that_was_read_trains_on_from_its_weights_alone(tmp_path: Path) -> None:
+    run = trainer(Quantization(activations=3))
+    run.fit()
+    run.export(tmp_path / "x.safetensors")
+    again = load(tmp_path / "x.safetensors", run.fresh_model())
+    assert "forward" in vars(again)
+    other = trainer(Quantization(), model=again)
+    other.fit()
+    other.export(tmp_path / "y.safetensors")
+    assert [bits for *_, bits in read(tmp_path / "y.safetensors").metadata["qat"]["activations"]] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": 1}, "weights 1: expected 2 to 8 bits, or 0 for none"),
+        ({"activations": 9}, "activations 9: expected 2 to 8 bits"),
+        ({"weights": {"fc1": 16}}, "weights fc1 16: expected 2 to 8 bits"),
+        ({"percentile": 20.0}, "percentile 20: expected 50 < percentile <= 100"),
+        ({"begin": -1.0}, "begin -1: expected an epoch"),
+        ({"begin": 2.0, "freeze": 1.0}, "freeze 1: expected an epoch not before begin 2"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Quantization(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": {"nope": 4}}, "no layer matches 'nope'"),
+        ({"skip": ["fc9"]}, "no layer matches 'fc9'"),
+        ({"begin": 2.0}, "qat.begin 2: expected less than the 2 epochs"),
+    ],
+)
+def test_options_that_do_not_fit_the_run_are_refused_before_it(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        trainer(Quantization(**options)).set_up()
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        return self.fc(x) if x.sum() > 0 else self.fc(-x)
+
+
+def test_a_model_that_cannot_be_traced_is_told_what_still_works() -> None:
+    model = nn.Sequential(nn.Identity(), Branching())
+    with pytest.raises(
+        UsageError, match=r"module '1' cannot be traced .*: its activations cannot .*--qat.activations 0"
+    ):
+        trainer(Quantization(), model=model).set_up()
+    run = trainer(Quantization(weights=3, activations=0), model=nn.Sequential(nn.Identity(), Branching()))
+    run.fit()
+    assert max(len(row.unique()) for row in run.layers()["1.fc"].weight) <= 7  # type: ignore[union-attr]
+
+
+def test_a_shared_weight_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10))
+    model[2].weight = model[1].weight
+    with pytest.raises(UsageError, match=r"1.weight is also 2.weight: .* name it in qat.skip"):
+        trainer(Quantization(), model=model).set_up()
+
+
+def test_a_weight_that_was_changed_is_an_error_at_export(tmp_path: Path) -> None:
+    run = trainer(Quantization())
+    run.fit()
+    artifact = Artifact({"fc1.weight": torch.rand(300, 64)})
+    with pytest.raises(MakeweightError, match=r"fc1.weight is not on its grid of 8 bits"):
+        run.plugins.by_name["qat"].on_export(run, artifact)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("weights", "fc1", 0), 9, "'fc1.weight' is not as it was written"),
+        (("weights", "fc1", 1), 3, "'fc1.weight' is not as it was written"),
+        (("weights", "fc1", 0), 2, "holds integers of more than 2 bits"),
+        (("activations", 0, 2), -1.0, "the scale of activations"),
+        (("activations", 0, 2), float("nan"), "the scale of activations"),
+        (("activations", 0, 3), 256, "not as it was written"),
+        (("activations", 0, 4), 20, "not as it was written"),
+        (("activations", 0, 0), "nowhere", "no module 'nowhere'"),
+        (("activations", 0, 1), "x); import os; (", "has no tensor"),
+    ],
+)
+def test_a_file_that_is_not_as_it_was_written_is_refused(
+    path: tuple[Any, ...], value: Any, message: str, tmp_path: Path
+) -> None:
+    run = trainer(Quantization(), epochs=1)
+    run.fit()
+    run.export(tmp_path / "x.safetensors")
+    artifact = read(tmp_path / "x.safetensors")
+    record: Any = json.loads(json.dumps(artifact.metadata["qat"]))
+    inside = record
+    for key in path[:-1]:
+        inside = inside[key]
+    inside[path[-1]] = value
+    write(Artifact(dict(artifact.tensors), {"qat": record}), tmp_path / "y.safetensors")
+    with pytest.raises(MakeweightError, match=message):
+        load(tmp_path / "y.safetensors", run.fresh_model())
+
+
+def test_scales_of_a_file_are_not_trusted(tmp_path: Path) -> None:
+    run = trainer(Quantization(activations=0), epochs=1)
+    run.fit()
+    run.export(tmp_path / "x.safetensors")
+    artifact = read(tmp_path / "x.safetensors")
+    for scale in (torch.zeros(300), torch.full((300,), torch.nan), torch.ones(299), torch.ones(300).double()):
+        tensors = dict(artifact.tensors) | {"fc1.weight_scale": scale}
+        write(Artifact(tensors, artifact.metadata), tmp_path / "y.safetensors")
+        with pytest.raises(MakeweightError, match=r"scales of 'fc1.weight'"):
+            load_tensors(tmp_path / "y.safetensors")
+
+
+def test_a_run_that_was_broken_off_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    def run(out: Path, resume: bool = False) -> Trainer:
+        made = trainer(Quantization(ranges="percentile", weights=4, begin=1), model=residual(), epochs=3, out=out,
+                       resume=resume, checkpoint_every=1)  # fmt: skip
+        made.fit()
+        return made
+
+    whole = run(tmp_path / "run")
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    for path in newest[1:]:  # the last step's; the one before it is in the middle of an epoch
+        path.rename(tmp_path / path.name)
+    again = run(tmp_path / "run", resume=True)
+    for one, other in ((whole.model, again.model), (whole.auxiliary, again.auxiliary)):
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_quantized_convolutions_of_every_kind_train() -> None:
+    model = nn.Sequential(
+        nn.ConvTranspose2d(1, 4, 2, groups=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU6(), nn.Flatten(),
+        nn.LazyLinear(10),
+    )  # fmt: skip
+    model(data()[0][:2])
+    run = trainer(Quantization(weights=4), model=model)
+    run.fit()
+    for name in run.layers():
+        quantizer, weight = quantizer_of(run.model, name)
+        assert len(quantizer.scale(weight)) == (4 if name != "5" else 10)

@@ -1,0 +1,76 @@
+"""Two processes with very different data: both hold the same ranges, those of all data."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from makeweight.testing import free_port
+
+SCRIPT = """
+import json, sys
+import torch
+from makeweight import Trainer
+from makeweight_qat import Quantization
+
+kind = sys.argv[1]
+x = torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
+x[1::2] *= 50  # a process takes every other example of a batch
+x[1::2] -= 100
+y = (x[:, 0] > 0).long()
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(12, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+seen = []
+plugin = Quantization(ranges=kind, begin=1)
+trainer = Trainer(model, (x, y), (x, y), plugins=[plugin], epochs=3, batch_size=16, lr=1e-3, schedule="constant")
+model.register_forward_pre_hook(lambda module, inputs: module.training and seen.append(
+    [float(inputs[0].min()), float(inputs[0].max())]))
+trainer.fit()
+ranges = plugin.observed
+print("SAID " + json.dumps({
+    "rank": trainer.accelerator.process_index, "processes": trainer.accelerator.num_processes, "seen": seen,
+    "bounds": ranges.bounds.tolist(), "scales": ranges.scales(), "zero": ranges.zero_point.tolist(),
+    "steps": trainer.step, "weight": trainer.layers()["0"].weight.tolist(),
+}))
+"""
+
+
+@pytest.mark.parametrize("kind", ["minmax", "moving", "percentile", "learned"])
+def test_ranges_are_those_of_all_processes(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launch, "--main_process_port", str(free_port()), "script.py", kind]
+    variables = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = [json.loads(line.partition("SAID ")[2]) for line in done.stdout.splitlines() if "SAID " in line]
+    one, other = sorted(said, key=lambda each: each["rank"])
+    assert one["processes"] == other["processes"] == 2
+    for what in ("bounds", "scales", "zero", "weight"):
+        assert one[what] == other[what], what
+    per_epoch = one["steps"] // 3
+    steps = list(zip(one["seen"], other["seen"], strict=True))[per_epoch:]  # since it began
+    lows, highs = ([pick(a[end], b[end]) for a, b in steps] for pick, end in ((min, 0), (max, 1)))
+    low, high = -one["bounds"][0][0], one["bounds"][1][0]
+    if kind == "minmax":
+        assert (low, high) == pytest.approx((min(lows), max(highs)))
+    elif kind == "learned":
+        assert (low, high) == pytest.approx((lows[0], highs[0]))
+    elif kind == "moving":
+        assert (low, high) == pytest.approx((average(lows), average(highs)), rel=1e-4)
+    else:
+        assert min(lows) <= low < 0 < high <= max(highs)
+
+
+def average(values: list[float]) -> float:
+    from makeweight_qat.activations import AVERAGE
+
+    result = values[0]
+    for value in values[1:]:
+        result += AVERAGE * (value - result)
+    return result
