@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from makeweight.accelerators import new_accelerator
 from makeweight.batches import Batches, Tensors
+from makeweight.cli import main
 from makeweight.comparison import compare
 from makeweight.latency import Latency, latencies, times_as_fast
 from makeweight.task import Task
@@ -61,3 +64,16 @@ def test_how_many_times_as_fast_is_the_median_over_rounds_of_the_ratio() -> None
     assert Latency.of([1, 2, 3, 4, 5]) == Latency(3, 2, 5)
     [seconds] = latencies([lambda batch: time.sleep(batch)], [0.02], CPU, budget=0.1)
     assert min(seconds) >= 0.02
+
+
+def test_an_onnx_file_is_measured_beside_the_plain_model_under_onnxruntime(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", "digits", "--epochs", "1", "--export", "safetensors,onnx", "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    assert main(["evaluate", str(tmp_path / "run" / "model.onnx")]) == 0
+    plain, row = capsys.readouterr().out.splitlines()[-4:-2]
+    accuracy = json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"]
+    assert plain.split()[:2] == ["plain", "float32"]
+    assert row.split()[:2] == ["model.onnx", f"{100 * accuracy:.2f}"]
+    assert len(row.split()) == len(["file", "accuracy", "%", "loss", *["ms", "spread", "times"] * 2])

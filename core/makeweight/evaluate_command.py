@@ -39,6 +39,7 @@ class Evaluate:
         from .comparison import SIZES, compare
         from .models import build, check
         from .onnx_model import OnnxModel
+        from .programs import check_installed, explained, first_two, onnx_bytes
         from .run import load_data
         from .task import Task
 
@@ -48,11 +49,17 @@ class Evaluate:
         task = Task.named(options.criterion, options.forward, options.metric)
         data = load_data(options, None)
         plain, model = (build(options.model, data.input_shape, data.num_classes) for _ in range(2))
-        ways = {path.name: OnnxModel(path)} if path.suffix == ".onnx" else _ways(path, configuration, model)
         accelerator = new_accelerator(options.precision)
         test = as_dataset(data.test, "test")
         batches = {size: Batches(test, size, accelerator.device, training=False, channels_last=options.channels_last)
                    for size in SIZES[: 1 if arguments.no_latency else None]}  # fmt: skip
+        if path.suffix == ".onnx":  # beside the plain model as onnxruntime runs it
+            check_installed(["onnx"])
+            with explained("the plain model"):
+                plain = OnnxModel(onnx_bytes(plain.eval(), first_two(next(batches[SIZES[0]].in_order()))))
+            ways: dict[str, nn.Module] = {path.name: OnnxModel(path)}
+        else:
+            ways = _ways(path, configuration, model)
         print_measured(compare(plain, ways, batches, task, accelerator))
         threads = f", {torch.get_num_threads()} threads" if accelerator.device.type == "cpu" else ""
         print(f"{len(test):,} examples, {path.stat().st_size:,} bytes; on {accelerator.device.type}{threads}")

@@ -98,8 +98,9 @@ def on_load(artifact: Artifact, model: torch.nn.Module | None) -> None:
 
 @hookspec
 def on_evaluate(artifact: Artifact, model: torch.nn.Module) -> dict[str, torch.nn.Module] | None:
-    """Fires when `trainer evaluate` has restored a file's model, for each plugin with an entry in `artifact.metadata`.
+    """Fires when `trainer evaluate` has restored a file's model, for each plugin that is on or has an entry in
+    `artifact.metadata`.
 
     Returns further ways to run the model, by a name for people: modules that are called as the model is, and are
-    measured beside it.
+    measured beside it. Raises UsageError where an option asks for what the file does not hold.
     """

@@ -12,24 +12,26 @@ from .errors import MakeweightError, UsageError
 
 
 class OnnxModel(nn.Module):
-    """Calls an ONNX file's graph as a module: tensors in, in the order of its inputs, its first output out.
+    """Calls the graph of an ONNX file, or of its bytes, as a module: tensors in, in its order, its first output out.
 
     It runs on as many threads as torch does. Raises UsageError where onnxruntime is not installed, MakeweightError
     for a file that it cannot read.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, source: Path | bytes) -> None:
         super().__init__()
+        shown = source if isinstance(source, Path) else "an ONNX program"
         try:
             import onnxruntime
         except ImportError as error:
-            raise UsageError(f"{path} needs onnxruntime: pip install 'makeweight[onnx]'") from error
+            raise UsageError(f"{shown} needs onnxruntime: pip install 'makeweight[onnx]'") from error
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads, settings.log_severity_level = torch.get_num_threads(), 3
         try:
-            self.session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+            graph = source if isinstance(source, bytes) else str(source)
+            self.session = onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises classes of its own, one for each status
-            raise MakeweightError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+            raise MakeweightError(f"{shown} cannot be read: {str(error).splitlines()[0]}") from error
 
     def forward(self, *inputs: Tensor) -> Any:
         names = [each.name for each in self.session.get_inputs()]

@@ -45,7 +45,7 @@ def write_programs(trainer: Trainer, formats: list[str], out: Path) -> dict[str,
         if name in NEEDED:
             path = out / f"model.{name}"
             model, batch = program(trainer), first_two(trainer.sample_batch())
-            with _explained(path.name), written_aside(path) as aside:
+            with explained(path.name), written_aside(path) as aside:
                 aside.write_bytes(onnx_bytes(model, batch) if name == "onnx" else pt2_bytes(model, batch))
             sizes[path.name] = path.stat().st_size
     return sizes
@@ -128,7 +128,7 @@ def _call(model: nn.Module, inputs: Any) -> tuple[nn.Module, tuple[Tensor, ...],
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
     """Keep torch's exporters quiet, and say in one line what they could not do."""
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
