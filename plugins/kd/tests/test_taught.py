@@ -1,0 +1,135 @@
+"""Attention and hints in training: which modules are compared, and what is added to the loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from makeweight import Trainer, UsageError, load
+from makeweight.models import build
+from makeweight_kd import Distillation
+from makeweight_kd.attention import attention_distance
+
+from .helpers_kd import small_resnet, stages, trainer
+
+MAPS = ["layer1", "layer2", "layer3"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("taught") / "teacher.safetensors"
+    trainer(model=small_resnet(seed=7)).export(path)
+    return path
+
+
+def stepped(plugin: Distillation, model: Any = None) -> tuple[Trainer, Any, Tensor, dict[str, Tensor]]:
+    """A trainer that is set up, a batch, the model's output for it, and the losses."""
+    run = trainer(plugin, model=model or small_resnet())
+    run.set_up()
+    assert plugin._taught is not None
+    plugin._taught.capturing = True
+    batch = run.sample_batch()
+    output = run.model.train()(batch[0])
+    return run, batch, output, {name: term(batch, output) for name, term in run.losses.items()}
+
+
+def maps(model: Any, x: Tensor) -> list[Tensor]:
+    found = []
+    x = torch.relu(model.bn1(model.conv1(x)))
+    for name in MAPS:
+        x = model.get_submodule(name)(x)
+        found.append(x)
+    return found
+
+
+def test_attention_is_compared_over_the_three_sections_with_beta_over_two(teacher: Path) -> None:
+    plugin = Distillation(teacher=str(teacher), alpha=0.0, attention=1000.0)
+    run, batch, _, terms = stepped(plugin)
+    theirs = load(teacher, small_resnet()).eval()
+    with torch.no_grad():
+        pairs = zip(maps(run.model, batch[0]), maps(theirs, batch[0]), strict=True)
+        expected = 500 * sum(float(attention_distance(one, other)) for one, other in pairs)
+    assert float(terms["kd_attention"].detach()) == pytest.approx(expected, rel=1e-4)
+    assert float(terms["kd"]) == 0
+    terms["kd_attention"].backward()
+    gradients = {name: parameter.grad for name, parameter in run.model.named_parameters()}
+    assert gradients["fc.weight"] is None
+    assert all(gradients[f"{name}.0.conv1.weight"] is not None for name in MAPS)
+
+
+def test_hints_go_through_an_adapter_that_is_trained_and_not_exported(teacher: Path, tmp_path: Path) -> None:
+    plugin = Distillation(teacher=str(teacher), hints=2.0, sections=["layer2"], teacher_sections=["layer3"])
+    run, batch, _, terms = stepped(plugin)
+    theirs = load(teacher, small_resnet()).eval()
+    adapters: Any = run.auxiliary["kd_hints_1"]
+    with torch.no_grad():
+        guided = torch.nn.functional.adaptive_avg_pool2d(adapters[0](maps(run.model, batch[0])[1]), 2)
+        expected = 2 * float((guided - maps(theirs, batch[0])[2]).square().mean()) / 2
+    assert float(terms["kd_hints"].detach()) == pytest.approx(expected, rel=1e-4)
+    terms["kd_hints"].backward()
+    assert adapters[0].layer.weight.grad.abs().sum() > 0
+    assert adapters[0].layer.weight.shape == (64, 32, 1, 1)
+    artifact = run.export(tmp_path / "model.safetensors")
+    assert artifact is not None
+    assert list(artifact.tensors) == list(small_resnet().state_dict())
+
+
+def test_networks_without_maps_take_hints_after_their_layers() -> None:
+    model = build("lenet300", (1, 8, 8), 10)
+    plugin = Distillation(teacher="initial", hints=1.0)
+    run = trainer(plugin, model=model, epochs=1)
+    assert run.fit()["train_kd_hints"] > 0
+    assert plugin._taught is not None
+    assert plugin._taught.compared == ["fc1", "fc2"]
+
+
+def test_an_adapter_takes_part_in_stages_without_hints() -> None:
+    """Several processes ask that every parameter gets a gradient, be it 0, in every step."""
+    plugin = Distillation(teacher="initial")
+    tables = [{"teacher": "initial"}, {"teacher": "initial", "hints": 1.0, "attention": 10.0}]
+    run = trainer(plugin, model=small_resnet(), stages=stages(*tables), weight_decay=0.0)
+    seen: list[float] = []
+    log = run.log
+
+    def logged(values: dict[str, float]) -> None:
+        gradients = [each.grad for each in run.auxiliary.parameters()]
+        assert all(gradient is not None for gradient in gradients)
+        seen.append(sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None))
+        log(values)
+
+    run.log = logged  # type: ignore[method-assign]
+    run.fit()
+    assert seen[0] == 0 < seen[1]
+
+
+def test_other_numbers_of_sections_are_refused_with_both(teacher: Path) -> None:
+    plugin = Distillation(
+        teacher=str(teacher), attention=1.0, sections=["layer1"], teacher_sections=["layer1", "layer2"]
+    )
+    with pytest.raises(UsageError, match=r"its 2 sections \(layer1, layer2\) do not match the student's 1 \(layer1\)"):
+        trainer(plugin, model=small_resnet()).set_up()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"teacher_sections": ["layer7"]}, r"kd\.teacher_sections: no module matches 'layer7': did you mean"),
+        ({"sections": ["fc"]}, r"kd\.sections fc: attention is compared in feature maps"),
+    ],
+)
+def test_modules_that_cannot_be_compared_are_refused(teacher: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        trainer(Distillation(teacher=str(teacher), attention=1.0, **options), model=small_resnet()).set_up()
+
+
+def test_nothing_of_a_step_is_kept(teacher: Path) -> None:
+    plugin = Distillation(teacher=str(teacher), attention=1.0, hints=1.0)
+    run = trainer(plugin, model=small_resnet(), epochs=1)
+    run.fit()
+    assert plugin._taught is not None
+    for held in (plugin._taught.ours, plugin._taught.outputs, plugin._taught.adapted, plugin._taught.said):
+        assert not held
