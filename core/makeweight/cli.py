@@ -82,7 +82,8 @@ def run_verb(verb: str, words: list[str]) -> int:
         raise UsageError(f"verb {verb!r} cannot be imported: {type(error).__name__}: {error}") from error
     parser = Parser(prog=f"trainer {verb}", description=command.__doc__, allow_abbrev=False)
     command.add_arguments(parser)
-    arguments, arguments.options = parser.parse_known_args(words)
-    if arguments.options and not getattr(command, "takes_options", False):
-        parser.error(f"unrecognized arguments: {' '.join(arguments.options)}")
+    arguments, options = parser.parse_known_args(words)
+    arguments.options = options
+    if options and not getattr(command, "takes_options", False):
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
     return command.run(arguments) or 0

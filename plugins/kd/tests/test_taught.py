@@ -90,7 +90,7 @@ def test_networks_without_maps_take_hints_after_their_layers() -> None:
 def test_an_adapter_takes_part_in_stages_without_hints() -> None:
     """Several processes ask that every parameter gets a gradient, be it 0, in every step."""
     plugin = Distillation(teacher="initial")
-    tables = [{"teacher": "initial"}, {"teacher": "initial", "hints": 1.0, "attention": 10.0}]
+    tables: list[dict[str, Any]] = [{"teacher": "initial"}, {"teacher": "initial", "hints": 1.0, "attention": 10.0}]
     run = trainer(plugin, model=small_resnet(), stages=stages(*tables), weight_decay=0.0)
     seen: list[float] = []
     log = run.log
