@@ -62,7 +62,8 @@ class Evaluate:
             ways = _ways(path, configuration, model)
         print_measured(compare(plain, ways, batches, task, accelerator))
         threads = f", {torch.get_num_threads()} threads" if accelerator.device.type == "cpu" else ""
-        print(f"{batches[SIZES[0]].examples:,} examples, {path.stat().st_size:,} bytes; on {accelerator.device.type}{threads}")
+        examples, size = batches[SIZES[0]].examples, path.stat().st_size
+        print(f"{examples:,} examples, {size:,} bytes; on {accelerator.device.type}{threads}")
 
 
 def configuration_of(arguments: argparse.Namespace) -> Configuration:

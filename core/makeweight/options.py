@@ -113,7 +113,7 @@ class Options(LoopOptions):
     plugins: list[str] = field(default_factory=list)
     """names of plugins, in the order of their hooks: prune,kd"""
     model: str = "lenet300"
-    """lenet300, lenet5, a torchvision name, timm:NAME, or package.module:function"""
+    """lenet300, lenet5, resnet20 and its kin, a torchvision name, timm:NAME, or package.module:function"""
     data: str = "digits"
     """digits, mnist, fashion-mnist, cifar10, cifar100, imagefolder:DIR, or package.module:function"""
     data_dir: str | None = None

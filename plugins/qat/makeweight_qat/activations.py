@@ -63,7 +63,7 @@ class Ranges(nn.Module):
         low = -facts.zero_point[index]
         if self.kind == "learned":
             factor = gradient_factor(x[0].numel(), limit)
-            return LearnedStep.apply(x, self.steps[index], low, limit + low, factor)  # type: ignore[no-any-return]
+            return LearnedStep.apply(x, self.steps[index], low, limit + low, factor)
         if not x.is_cpu:  # one kernel, and no number that would have to be read from the device
             return torch.fake_quantize_per_tensor_affine(x, self.scale[index], self.zero_point[index].int(), 0, limit)
         return fake_quantize(x, facts.inverse[index], facts.scale[index], low, limit + low)
@@ -177,7 +177,7 @@ class Fixed:
 def _extremes(x: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
     """The lowest and the highest value, or those that so many percent of (at most 65,536 of) them stay within."""
     if percentile >= 100:
-        return torch.aminmax(x)  # type: ignore[return-value]
+        return torch.aminmax(x)
     flat = x.flatten()
     flat = flat[:: -(-len(flat) // SAMPLED)]
     most = max(round(len(flat) * percentile / 100), 1)

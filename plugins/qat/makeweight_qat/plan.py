@@ -134,12 +134,14 @@ class Planner:
 
     def _folds(self, node: fx.Node, norm: fx.Node) -> bool:
         """Whether a batch norm can be folded into what is before it: a layer of as many output channels."""
-        layer, module = self._module(node), self._module(norm)
+        layer: Any = self._module(node)
+        module: Any = self._module(norm)
         if not isinstance(layer, KINDS) or not getattr(module, "track_running_stats", False):
             return False
         transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd) and layer.groups > 1
         once = all(sum(each.target == call.target for each in self.graph.nodes) == 1 for call in (node, norm))
-        return once and not transposed and module.num_features == layer.weight.shape[_out_axis(layer)]  # type: ignore[union-attr]
+        weight: Any = layer.weight
+        return once and not transposed and module.num_features == weight.shape[_out_axis(layer)]
 
     def _kind(self, node: Any) -> Any:
         """What a node does, as the sets above name it: the class of the module, the function, or the method's name."""

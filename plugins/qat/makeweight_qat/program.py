@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +73,8 @@ def make_program(
     detach(model)
     for layer, (quantizer, scale) in weights.items():
         scale = scale.detach().cpu()
-        module = model.get_submodule(layer)
-        integers = to_integers(module.weight.detach(), scale, quantizer.axis)  # type: ignore[operator,union-attr]
+        module: Any = model.get_submodule(layer)
+        integers = to_integers(module.weight.detach(), scale, quantizer.axis)
         if layer in plan.norms:
             integers, scale = _fold(model, plan.norms[layer], module, integers, scale, quantizer.axis)
         _replace(module, "weight", Integers(integers, scale.clamp_min(SMALLEST), quantizer.axis))
@@ -84,28 +85,28 @@ def make_program(
     attach(model, {**activations, **repeated}, training=False)
 
 
-def _fold(model: nn.Module, name: str, layer: nn.Module, integers: Tensor, scale: Tensor,
+def _fold(model: nn.Module, name: str, layer: Any, integers: Tensor, scale: Tensor,
           axis: int) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Fold a batch norm into the layer before it: w γ/σ and (b - μ) γ/σ + β, σ² = variance + ε.
 
     A factor for each output channel changes the scale of a symmetric quantizer of that channel, and the sign of its
     integers, but not their rounding: so training with the batch norm beside the layer is training with it folded.
     """
-    norm = model.get_submodule(name)
+    norm: Any = model.get_submodule(name)
     count = norm.num_features
-    weight = torch.ones(count) if norm.weight is None else norm.weight.detach()  # type: ignore[operator,union-attr]
-    bias = torch.zeros(count) if norm.bias is None else norm.bias.detach()  # type: ignore[operator,union-attr]
-    factor = weight * (norm.running_var + norm.eps).rsqrt()  # type: ignore[operator]
-    before = torch.zeros(count) if layer.bias is None else layer.bias.detach()  # type: ignore[operator,union-attr]
-    layer.bias = nn.Parameter(bias + (before - norm.running_mean) * factor, requires_grad=False)  # type: ignore[operator]
+    weight = torch.ones(count) if norm.weight is None else norm.weight.detach()
+    bias = torch.zeros(count) if norm.bias is None else norm.bias.detach()
+    factor = weight * (norm.running_var + norm.eps).rsqrt()
+    before = torch.zeros(count) if layer.bias is None else layer.bias.detach()
+    layer.bias = nn.Parameter(bias + (before - norm.running_mean) * factor, requires_grad=False)
     model.set_submodule(name, nn.Identity())
     signs = torch.where(factor < 0, -1, 1).to(torch.int8)
     return integers * over_channels(signs, integers, axis), scale * factor.abs()
 
 
-def _quantize_bias(layer: nn.Module, scale: Tensor) -> None:
+def _quantize_bias(layer: Any, scale: Tensor) -> None:
     """The bias as 32-bit integers of the products' scale, as an integer convolution adds it, where they can hold it."""
-    integers = (layer.bias.detach().double() / scale.double()).round()  # type: ignore[operator,union-attr]
+    integers = (layer.bias.detach().double() / scale.double()).round()
     if bool((integers.abs() <= BIAS_LIMIT).all()):
         _replace(layer, "bias", Integers(integers.to(torch.int32), scale, 0))
 

@@ -89,7 +89,7 @@ class LearnedStep(torch.autograd.Function):
         return passed, by_step.sum_to_size(scale.shape).mul_(context.factor), None, None, None
 
 
-def first_step(mean: Tensor, largest_step: Tensor, limit: float) -> Tensor:
+def first_step(mean: Tensor, largest_step: Tensor, limit: float | Tensor) -> Tensor:
     """Where a learned step begins: 2 ⟨|v|⟩ / √Q (Esser et al. 2020, section 2.1), no wider than clips nothing.
 
     The paper's value suits few bits; at 8 it would spend two of them on a range that nothing reaches.
@@ -105,7 +105,7 @@ def gradient_factor(count: int, limit: int) -> float:
 @contextmanager
 def at_most_halved(steps: list[Tensor]) -> Iterator[None]:
     """Keep learned steps above zero: none gets smaller than half of what it was."""
-    halves = torch._foreach_mul([step.detach() for step in steps], 0.5) if steps else []
+    halves = list(torch._foreach_mul([step.detach() for step in steps], 0.5)) if steps else []
     yield
     if steps:
         torch._foreach_maximum_([step.detach() for step in steps], halves)

@@ -145,16 +145,16 @@ def limits(plan: Plan, asked: dict[str, int]) -> list[int]:
 def quantizer_of(model: nn.Module, layer: str) -> tuple[QuantizedWeight, Tensor]:
     """The quantizer behind a layer's weight, and the weight that the optimizer updates."""
     module = _layer(model, layer)
-    found: Any = module.parametrizations["weight"]  # type: ignore[index,union-attr]
+    found: Any = module.parametrizations["weight"]
     quantizer = next(each for each in found if isinstance(each, QuantizedWeight))
     return quantizer, leaf_weight(module).detach()
 
 
 def _is_quantized(module: nn.Module) -> bool:
-    return parametrize.is_parametrized(module, "weight") and any(
-        isinstance(each, QuantizedWeight)
-        for each in module.parametrizations["weight"]  # type: ignore[index,union-attr]
-    )
+    if not parametrize.is_parametrized(module, "weight"):
+        return False
+    behind: Any = module.parametrizations
+    return any(isinstance(each, QuantizedWeight) for each in behind["weight"])
 
 
 def _keep_in_graph(trainer: Trainer, ranges: Ranges) -> None:
@@ -165,7 +165,7 @@ def _keep_in_graph(trainer: Trainer, ranges: Ranges) -> None:
     ]
 
     def kept(batch: Any, output: Any) -> Tensor:
-        unused = [each.step for each in weights if not each.on]
+        unused: list[Tensor] = [each.step for each in weights if not each.on]
         if not (ranges.on and ranges.all_seen()) or 0 in ranges.limits:
             unused += list(ranges.steps)
         loss = task(batch, output)
@@ -195,6 +195,6 @@ def _few(batch: Any) -> Any:
     return [each[:2] for each in batch]
 
 
-def _layer(model: nn.Module, name: str) -> nn.Module:
-    found: nn.Module = attrgetter(name)(model) if name else model
+def _layer(model: nn.Module, name: str) -> Any:
+    found: Any = attrgetter(name)(model) if name else model
     return found

@@ -53,7 +53,7 @@ class QuantizedWeight(nn.Module):
         limit = weight_limit(self.bits)
         if self.ranges == "learned":
             scale = over_channels(self.step, weight, self.axis)
-            return LearnedStep.apply(weight, scale, -limit, limit, self.factor * limit**-0.5)  # type: ignore[no-any-return]
+            return LearnedStep.apply(weight, scale, -limit, limit, self.factor * limit**-0.5)
         with torch.no_grad():
             scale = symmetric_scale(self._largest(weight), self.bits)
         if self.ranges == "percentile":
@@ -83,7 +83,9 @@ class QuantizedWeight(nn.Module):
         if self.ranges == "percentile":
             magnitudes = rows(weight, self.axis).abs()
             count = max(round(magnitudes.shape[1] * self.percentile / 100), 1)
-            return over_channels(magnitudes.kthvalue(count, dim=1).values, weight, self.axis)
+            largest = magnitudes.kthvalue(count, dim=1).values
+            largest = torch.where(largest > 0, largest, magnitudes.amax(1))  # where nearly all were pruned
+            return over_channels(largest, weight, self.axis)
         others = [dim for dim in range(weight.ndim) if dim != self.axis]
         return weight.abs().amax(others, keepdim=True)
 

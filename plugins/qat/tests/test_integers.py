@@ -97,10 +97,12 @@ def test_a_folded_batch_norm_is_the_batch_norm() -> None:
     """With factors of either sign and of zero, and a bias before it; values are compared where nothing is rounded."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
-    nn.init.uniform_(model[1].weight, -1, 1)
-    nn.init.zeros_(model[1].weight[3:4])
+    norm: Any = model[1]
+    nn.init.uniform_(norm.weight, -1, 1)
+    nn.init.zeros_(norm.weight[3:4])
     run = trained(model, images(8, 64), Quantization(), epochs=3, batch_size=16)
-    run.model[1].weight.data[3] = 0  # type: ignore[index,union-attr]
+    trained_norm: Any = run.model.get_submodule("1")
+    trained_norm.weight.data[3] = 0
     x = images(8, 64)[0]
     copied = program(run)
     assert isinstance(copied[1], nn.Identity)  # type: ignore[index]

@@ -21,7 +21,7 @@ from makeweight_qat.setup import quantizer_of
 
 
 class Residual(nn.Module):
-    """A shared ReLU, an addition, batch norms, a concatenation and functional calls: what integer graphs are made of."""
+    """A shared ReLU, an addition, batch norms, a concatenation and functional calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,10 +105,10 @@ def test_the_model_keeps_its_names_and_its_hooks() -> None:
 def test_tables_skip_and_zero_bits() -> None:
     run = trainer(Quantization(weights={"fc*": 4, "fc2": 2}, activations={"fc3": 5}, skip=["first"]))
     run.fit()
-    weights = {name: layer.weight for name, layer in run.layers().items()}
-    assert len(weights["fc1"].unique()) > 1000  # type: ignore[operator,union-attr]
-    assert max(len(row.unique()) for row in weights["fc2"]) == 3  # type: ignore[union-attr]
-    assert 3 < max(len(row.unique()) for row in weights["fc3"]) <= 15  # type: ignore[union-attr]
+    weights: dict[str, Any] = {name: layer.weight for name, layer in run.layers().items()}
+    assert len(weights["fc1"].unique()) > 1000
+    assert max(len(row.unique()) for row in weights["fc2"]) == 3
+    assert 3 < max(len(row.unique()) for row in weights["fc3"]) <= 15
     plugin: Any = run.plugins.by_name["qat"]
     assert plugin.plan.bits == {("", "relu_1"): 5}
     assert trainer(Quantization(skip=["last", "fc1"])).set_up()["qat"].startswith("weights of fc2 8 (bits)")  # type: ignore[union-attr]
@@ -119,7 +119,7 @@ def test_nothing_is_quantized_before_begin_and_ranges_stay_after_freeze() -> Non
     run = trainer(Quantization(begin=1, freeze=2), epochs=3)
 
     def look(batch: Any, output: Any) -> torch.Tensor:
-        grids.append(len(run.model.fc1.weight[0].unique()))  # type: ignore[union-attr,index,operator]
+        grids.append(len(run.model.fc1.weight[0].unique()))  # type: ignore[union-attr,index]
         scales.append(run.auxiliary.get_buffer("qat.scale").tolist())
         return output.sum() * 0
 
@@ -310,7 +310,7 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bits(tmp_path: Path) -> N
 
 def test_quantized_convolutions_of_every_kind_train() -> None:
     model = nn.Sequential(
-        nn.ConvTranspose2d(1, 4, 2, groups=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU6(), nn.Flatten(),
+        nn.ConvTranspose2d(1, 4, 2), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU6(), nn.Flatten(),
         nn.LazyLinear(10),
     )  # fmt: skip
     model(data()[0][:2])
