@@ -76,7 +76,7 @@ PROMISES: dict[str, Callable[[Trainer, dict[str, torch.Tensor], Path], bool]] = 
 
 @cache
 def outcome(*names: str) -> str:
-    """`yes` where a short run keeps the promises of all plugins and reads back equal; the reason where it is refused."""
+    """`yes` where a short run keeps all promises and reads back equal; the reason where it is refused."""
     data = load_data(Options(), None)
     plugins = {name: load_class(name)(**OPTIONS[name]) for name in names}
     torch.manual_seed(0)
@@ -115,8 +115,8 @@ def table() -> str:
         for first in OPTIONS
     ]
     said = {outcome(*pair) for pair in PAIRS}
-    reasons = sorted({f"`{match[1]}` and `{match[2]}`: {match[3]}" for text in said
-                      if (match := re.match(r"plugins '(\w+)' and '(\w+)' cannot be used together \((.*)\)", text))})  # fmt: skip
+    found = [re.match(r"plugins '(\w+)' and '(\w+)' cannot be used together \((.*)\)", text) for text in said]
+    reasons = sorted(f"`{match[1]}` and `{match[2]}`: {match[3]}" for match in found if match)
     return "\n".join(rows) + "\n\n" + "".join(f"{reason}.\n" for reason in reasons)
 
 
