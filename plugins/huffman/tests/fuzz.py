@@ -22,8 +22,8 @@ PARTS = 10
 def main(rounds: int = 1_000_000, seed: int = 0) -> None:
     blobs = small_blobs()
     begin, done, refused = time.perf_counter(), 0, 0
-    each = max(1, rounds // PARTS // (2 * len(blobs)))
-    each_file = max(1, rounds // PARTS // (2 * len(KINDS)))
+    each = -(-rounds // (PARTS * 2 * len(blobs)))
+    each_file = -(-rounds // (PARTS * 2 * len(KINDS)))
     with TemporaryDirectory() as folder:
         contents = []
         for kind in KINDS:
