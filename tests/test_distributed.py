@@ -248,12 +248,12 @@ def test_two_processes_that_were_killed_and_resumed_end_as_unbroken_ones(
 
 def test_a_network_with_batch_norm_is_read_back_as_good_as_two_processes_trained_it(tmp_path: Path) -> None:
     (tmp_path / "my_model.py").write_text(MODEL)
-    words = ["--plugins", "prune,kd,huffman", "--model", "my_model:resnet", "--epochs", "2", "--batch-size", "64"]
+    words = ["--plugins", "prune,kd,huffman", "--model", "my_model:resnet", "--epochs", "4", "--batch-size", "64"]
     done = two_processes(tmp_path, "-m", "makeweight", *words, "--out", "run")
-    assert done.stdout.count("epoch 2/2") == 1
+    assert done.stdout.count("epoch 4/4") == 1
     found = summary(tmp_path / "run")
     assert found["processes"] == 2
-    assert found["steps"] == 40
+    assert found["steps"] == 80
     assert found["accuracy"] > 0.2
     assert found["export"]["accuracy"] == found["accuracy"]
     assert found["export"]["loss"] == pytest.approx(found["loss"], rel=1e-5)

@@ -124,7 +124,7 @@ def _call(model: nn.Module, inputs: Any) -> tuple[nn.Module, tuple[Tensor, ...],
     if isinstance(output, Tensor):
         return model, arguments, named, dict.fromkeys(named, batch) or (batch,) * len(arguments)
     shapes = {"inputs": (batch,) * len(arguments), "named": dict.fromkeys(named, batch)}
-    return Logits(model), arguments, named, shapes
+    return Logits(model), arguments, named, {kind: each for kind, each in shapes.items() if each}
 
 
 @contextmanager
@@ -137,5 +137,6 @@ def explained(name: str) -> Iterator[None]:
     except MakeweightError:
         raise
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        cause = error.__cause__ or error  # the exporter's own message is advice on how to debug it
+        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise MakeweightError(f"{name} cannot be written, torch does not export this model: {reason}") from error
