@@ -123,7 +123,7 @@ def _call(model: nn.Module, inputs: Any) -> tuple[nn.Module, tuple[Tensor, ...],
     batch = {0: torch.export.Dim("batch")}
     if isinstance(output, Tensor):
         return model, arguments, named, dict.fromkeys(named, batch) or (batch,) * len(arguments)
-    shapes = {"inputs": (batch,) * len(arguments), "named": dict.fromkeys(named, batch)}
+    shapes = {"named": dict.fromkeys(named, batch)} if named else {"inputs": (batch,) * len(arguments)}
     return Logits(model), arguments, named, {kind: each for kind, each in shapes.items() if each}
 
 

@@ -75,6 +75,8 @@ def make_program(
         scale = scale.detach().cpu()
         module: Any = model.get_submodule(layer)
         integers = to_integers(module.weight.detach(), scale, quantizer.axis)
+        # Few bits at the upper end of the byte: the same values on a finer scale, which is the biases' too.
+        integers, scale = integers << 8 - quantizer.bits, scale / (1 << 8 - quantizer.bits)
         if layer in plan.norms:
             integers, scale = _fold(model, plan.norms[layer], module, integers, scale, quantizer.axis)
         _replace(module, "weight", Integers(integers, scale.clamp_min(SMALLEST), quantizer.axis))

@@ -74,7 +74,7 @@ class LearnedStep(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, x: Tensor, scale: Tensor, low: float, high: float, factor: float) -> Tensor:
-        steps = (x / scale).clamp_(low, high)
+        steps = (x * (1 / scale)).clamp_(low, high)
         integers = steps.round()
         context.save_for_backward(steps, integers - steps, scale)
         context.range, context.factor = (low, high), factor

@@ -13,7 +13,7 @@ import pytest
 from makeweight.testing import free_port
 
 SCRIPT = """
-import json, sys
+import json, pathlib, sys
 import torch
 from makeweight import Trainer
 from makeweight_qat import Quantization
@@ -28,12 +28,18 @@ model = torch.nn.Sequential(torch.nn.Linear(12, 8), torch.nn.ReLU(), torch.nn.Li
 seen = []
 plugin = Quantization(ranges=kind, begin=1)
 trainer = Trainer(model, (x, y), (x, y), plugins=[plugin], epochs=3, batch_size=16, lr=1e-3, schedule="constant")
-model.register_forward_pre_hook(lambda module, inputs: module.training and seen.append(
-    [float(inputs[0].min()), float(inputs[0].max())]))
+
+
+def look(module, inputs):
+    if module.training:
+        seen.append([float(inputs[0].min()), float(inputs[0].max())])
+
+
+model.register_forward_pre_hook(look)
 trainer.fit()
 ranges = plugin.observed
-print("SAID " + json.dumps({
-    "rank": trainer.accelerator.process_index, "processes": trainer.accelerator.num_processes, "seen": seen,
+pathlib.Path(f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps({
+    "processes": trainer.accelerator.num_processes, "seen": seen,
     "bounds": ranges.bounds.tolist(), "scales": ranges.scales(), "zero": ranges.zero_point.tolist(),
     "steps": trainer.step, "weight": trainer.layers()["0"].weight.tolist(),
 }))
@@ -48,8 +54,7 @@ def test_ranges_are_those_of_all_processes(kind: str, tmp_path: Path) -> None:
     variables = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    said = [json.loads(line.partition("SAID ")[2]) for line in done.stdout.splitlines() if "SAID " in line]
-    one, other = sorted(said, key=lambda each: each["rank"])
+    one, other = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert one["processes"] == other["processes"] == 2
     for what in ("bounds", "scales", "zero", "weight"):
         assert one[what] == other[what], what
