@@ -124,7 +124,7 @@ def _call(model: nn.Module, inputs: Any) -> tuple[nn.Module, tuple[Tensor, ...],
     if isinstance(output, Tensor):
         return model, arguments, named, dict.fromkeys(named, batch) or (batch,) * len(arguments)
     shapes = {"named": dict.fromkeys(named, batch)} if named else {"inputs": (batch,) * len(arguments)}
-    return Logits(model), arguments, named, {kind: each for kind, each in shapes.items() if each}
+    return Logits(model), arguments, named, shapes
 
 
 @contextmanager
