@@ -25,7 +25,7 @@ class Ranges(nn.Module):
     of what it sees, and `update` makes of it, after the step, what holds for all processes. Until then a tensor that is
     seen for the first time is quantized by its own range.
 
-    kind minmax: all that was observed; moving: a moving average of each step's extremes; percentile: the same of the
+    kind minmax: all that was seen; moving: a moving average of each step's extremes; percentile: the same of the
     percentiles; learned: steps are parameters that begin from the first step's extremes, zero points stay.
     """
 
@@ -46,7 +46,6 @@ class Ranges(nn.Module):
         self.steps = nn.ParameterList([nn.Parameter(torch.ones(1)) for _ in bits] if kind == "learned" else [])
         self._noted: dict[int, list[Tensor]] = {}  # of this step: -lowest, highest, and for a learned step the mean |x|
         self._read: tuple[tuple[int, ...], Facts] | None = None
-        self._kept: tuple[list[int], Tensor] | None = None
 
     def quantize(self, index: int, x: Tensor) -> Tensor:
         """Tensor `index` of this forward on its grid, float32; noted where ranges are observed."""
@@ -74,30 +73,25 @@ class Ranges(nn.Module):
         if not self._noted and accelerator.num_processes == 1:
             return
         wide = 3 if self.kind == "learned" else 2
-        lost = (
-            [torch.full((), -torch.inf, device=self.bounds.device)] * wide
-            if len(self._noted) < len(self.limits)
-            else []
-        )
+        lost = [torch.full((), -torch.inf, device=self.bounds.device)] * wide
         flat = [value for index in range(len(self.limits)) for value in self._noted.get(index, lost)]
         noted = torch.stack(flat).view(-1, wide).T  # [2 or 3, tensors]
         self._noted.clear()
         if accelerator.num_processes > 1:
             noted = accelerator.gather(noted[None].contiguous()).amax(0)
-        if self.kind == "learned":
-            self._begin_steps(noted)
-        else:
-            self._follow(noted)
-
-    def _follow(self, noted: Tensor) -> None:
-        """Move observed ranges; what was not seen, or is no number, moves none."""
-        moved = self.bounds.maximum(noted) if self.kind == "minmax" else self.bounds.lerp(noted, AVERAGE)
         found = noted.isfinite().all(0)
+        bounds, fresh = noted[:2], found & ~self.seen
+        if self.kind == "minmax":
+            bounds = torch.where(self.seen, bounds.maximum(self.bounds), bounds)
+        else:
+            bounds = torch.where(self.seen, self.bounds.lerp(bounds, AVERAGE), bounds)
+        self.bounds.copy_(torch.where(fresh if self.kind == "learned" else found, bounds, self.bounds))
+        if self.kind == "learned":
+            self._begin_steps(fresh, noted[2])
+        else:
+            self._settle()
         if not all(self.facts().seen):
-            moved = torch.where(self.seen, moved, noted)
             self.seen.logical_or_(found)
-        self.bounds.copy_(torch.where(found, moved, self.bounds))
-        self._settle()
 
     def settle(self) -> None:
         """Make scales and zero points of the ranges after the limits have changed; learned steps begin anew."""
@@ -137,29 +131,22 @@ class Ranges(nn.Module):
         return fake_quantize(x, 1 / scale, scale, low, limit + low)
 
     def _limits(self) -> Tensor:
-        """`limits` on the device, kept from step to step."""
-        if self._kept is None or self._kept[0] != self.limits or self._kept[1].device != self.bounds.device:
-            values = [max(limit, 1) for limit in self.limits]
-            self._kept = list(self.limits), torch.tensor(values, dtype=torch.float32, device=self.bounds.device)
-        return self._kept[1]
+        return torch.tensor(self.limits, dtype=torch.float32).clamp_min(1).to(self.bounds.device, non_blocking=True)
 
     def _settle(self) -> None:
         scale, zero_point = affine_parameters(self.bounds, self._limits())
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
 
-    def _begin_steps(self, noted: Tensor) -> None:
+    def _begin_steps(self, fresh: Tensor, mean: Tensor) -> None:
         """Let the steps of tensors that are seen for the first time begin; zero points stay what they are then."""
-        limits, found = self._limits(), noted.isfinite().all(0)
-        fresh = found & ~self.seen
-        self.bounds.copy_(torch.where(fresh, noted[:2], self.bounds))
-        scale = first_step(noted[2], affine_parameters(self.bounds, limits)[0], limits)
+        limits = self._limits()
+        scale = first_step(mean, affine_parameters(self.bounds, limits)[0], limits)
         zero_point = (self.bounds[0].clamp_min(0) / scale).round().minimum(limits)
         self.zero_point.copy_(torch.where(fresh, zero_point, self.zero_point))
         with torch.no_grad():
             for index in fresh.nonzero()[:, 0].tolist():
                 self.steps[index].copy_(scale[index])
-        self.seen.logical_or_(found)
 
 
 class Facts(NamedTuple):

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from .weights import QuantizedWeight
 
 Bits = int | dict[str, int]
-OBSERVE_EVERY = 4
-"""steps between two looks at the activations: what they cost is seen on small networks, and ranges move slowly"""
 
 
 @dataclass(eq=False)
@@ -37,7 +35,7 @@ class Quantization:
     skip: list[str] = field(default_factory=list)
     """layers to leave alone: globs, and the words first and last"""
     ranges: Literal["moving", "minmax", "percentile", "learned"] = "moving"
-    """of activations: a moving average of extremes, of all steps, percentiles, or learned steps (LSQ). Of weights:
+    """of activations: a moving average of extremes, all that was seen, percentiles, or learned steps (LSQ). Of weights:
     their extremes, percentiles, or learned steps"""
     percentile: float = 99.99
     """with ranges percentile: the share of values, in percent, within each end of the range"""
@@ -95,8 +93,7 @@ class Quantization:
     def _observe(self, trainer: Trainer, ranges: Ranges) -> Generator[None, Any, Any]:
         """The ranges of a step's activations, taken in after it; a step itself quantizes by those before it."""
         moving = self.freeze is None or trainer.progress < self.freeze
-        due = moving and ranges.kind != "learned" and trainer.step % OBSERVE_EVERY == 0
-        ranges.observing = self.on and (due or not ranges.all_seen())
+        ranges.observing = self.on and (not ranges.all_seen() or (moving and ranges.kind != "learned"))
         try:
             loss = yield
         finally:

@@ -55,7 +55,7 @@ def fake_quantize(x: Tensor, inverse: Any, scale: Any, low: float, high: float) 
 def fake_quantize_whole(x: Tensor, scale: Tensor) -> Tensor:
     """The same where the range holds all of x: nothing is clipped, and the gradient is passed on as it is."""
     output = x.clone()
-    output.data.mul_(scale.reciprocal()).round_().mul_(scale)
+    output.data.mul_(1 / scale).round_().mul_(scale)
     return output
 
 
