@@ -35,6 +35,9 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--alpha", type=float, default=0.3)
+    parser.add_argument("--feature-weight", type=float, default=0.03)
     parser.add_argument("--on", choices=["test", "validation"], default="test")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -65,9 +68,10 @@ def accuracies(train: Tensors, held_out: Tensors, seed: int, options: argparse.N
     """The accuracy of each exit and of the ensemble of a model that was trained, exported and read back."""
     begun = perf_counter()
     model = models.build(options.model, tuple(train[0][0].shape), 10, seed)
-    plugins = [Distillation(exits="all")] if kd else []
+    plugins = [Distillation(exits="all", alpha=options.alpha, feature_weight=options.feature_weight)] if kd else []
     trainer = Trainer(model, train, plugins=plugins, seed=seed, epochs=options.epochs, batch_size=options.batch_size,
-                      lr=options.lr, weight_decay=5e-4, warmup=1, channels_last=True)  # fmt: skip
+                      lr=options.lr, weight_decay=5e-4, warmup=1, precision=options.precision,
+                      channels_last=True)  # fmt: skip
     trainer.journal.console.quiet = True
     trainer.fit()
     with TemporaryDirectory() as folder:
