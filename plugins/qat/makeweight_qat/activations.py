@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,19 +34,21 @@ class Ranges(nn.Module):
     seen: Tensor
     scale: Tensor
     zero_point: Tensor
+    limit: Tensor
 
     def __init__(self, bits: list[int], kind: str, percentile: float) -> None:
         super().__init__()
         self.kind, self.percentile = kind, percentile
-        self.limits = [2**each - 1 for each in bits]  # the largest integers; 0 leaves a tensor as it is
         self.on = self.observing = False
         self.register_buffer("bounds", torch.zeros(2, len(bits)))  # -lowest, highest
         self.register_buffer("scale", torch.ones(len(bits)))
         self.register_buffer("zero_point", torch.zeros(len(bits)))
         self.register_buffer("seen", torch.zeros(len(bits), dtype=torch.bool))
+        self.register_buffer("limit", torch.zeros(len(bits)), persistent=False)
         self.steps = nn.ParameterList([nn.Parameter(torch.ones(1)) for _ in bits] if kind == "learned" else [])
         self._noted: dict[int, list[Tensor]] = {}  # of this step: -lowest, highest, and for a learned step the mean |x|
-        self._read: tuple[tuple[int, ...], Facts] | None = None
+        self._read: tuple[int, Facts] | None = None
+        self.set_limits([2**each - 1 for each in bits])
 
     def quantize(self, index: int, x: Tensor) -> Tensor:
         """Tensor `index` of this forward on its grid, float32; noted where ranges are observed."""
@@ -73,38 +76,45 @@ class Ranges(nn.Module):
         if not self._noted and accelerator.num_processes == 1:
             return
         wide = 3 if self.kind == "learned" else 2
-        lost = [torch.full((), -torch.inf, device=self.bounds.device)] * wide
+        lost = []
+        if len(self._noted) < len(self.limits):
+            lost = [torch.full((), -torch.inf, device=self.bounds.device)] * wide
         flat = [value for index in range(len(self.limits)) for value in self._noted.get(index, lost)]
         noted = torch.stack(flat).view(-1, wide).T  # [2 or 3, tensors]
         self._noted.clear()
         if accelerator.num_processes > 1:
             noted = accelerator.gather(noted[None].contiguous()).amax(0)
-        found = noted.isfinite().all(0)
-        bounds, fresh = noted[:2], found & ~self.seen
-        if self.kind == "minmax":
-            bounds = torch.where(self.seen, bounds.maximum(self.bounds), bounds)
-        else:
-            bounds = torch.where(self.seen, self.bounds.lerp(bounds, AVERAGE), bounds)
-        self.bounds.copy_(torch.where(fresh if self.kind == "learned" else found, bounds, self.bounds))
         if self.kind == "learned":
-            self._begin_steps(fresh, noted[2])
+            self._begin_steps(noted)
         else:
-            self._settle()
-        if not all(self.facts().seen):
-            self.seen.logical_or_(found)
+            self._follow(noted)
 
-    def settle(self) -> None:
-        """Make scales and zero points of the ranges after the limits have changed; learned steps begin anew."""
+    def _follow(self, noted: Any) -> None:
+        """Move observed ranges; what was not seen, or is no number, moves none."""
+        xp, (bounds, noted, seen) = self._arrays(self.bounds, noted, self.seen)
+        moved = xp.maximum(bounds, noted) if self.kind == "minmax" else bounds + AVERAGE * (noted - bounds)
+        found = xp.isfinite(noted).all(0)
+        if not self.all_seen():
+            moved = xp.where(seen, moved, noted)
+            seen |= found
+            self._read = None
+        bounds[:] = xp.where(found, moved, bounds)
+        self._settle()
+
+    def set_limits(self, limits: list[int]) -> None:
+        """Change the largest integers; 0 leaves a tensor as it is. Learned steps begin anew."""
+        self.limits = limits
+        self.limit.copy_(torch.tensor(limits).clamp_min(1))
         if self.kind == "learned":
             self.seen.zero_()
         else:
             self._settle()
 
     def facts(self) -> Facts:
-        """The quantizers as numbers, read from the device where they have changed; the scales are not learned ones."""
-        key = (self.seen._version, self.zero_point._version, self.scale._version)
-        if self._read is None or (self._read[0] != key if self.scale.is_cpu else self._read[0][0] != key[0]):
-            self._read = key, Facts.of(self)
+        """The quantizers as numbers; the scales are not learned ones, and those of this step on the CPU alone."""
+        version = self.seen._version  # a checkpoint that is read writes into the buffers
+        if self._read is None or self._read[0] != version:
+            self._read = version, Facts.of(self)
         return self._read[1]
 
     def scales(self) -> list[float]:
@@ -130,23 +140,29 @@ class Ranges(nn.Module):
         low = -float(zero_point)
         return fake_quantize(x, 1 / scale, scale, low, limit + low)
 
-    def _limits(self) -> Tensor:
-        return torch.tensor(self.limits, dtype=torch.float32).clamp_min(1).to(self.bounds.device, non_blocking=True)
+    def _arrays(self, *tensors: Tensor) -> tuple[Any, list[Any]]:
+        """The module to compute with, and tensors for it: on the CPU NumPy, whose small operations cost a tenth."""
+        return (np, [tensor.numpy() for tensor in tensors]) if self.bounds.is_cpu else (torch, list(tensors))
 
     def _settle(self) -> None:
-        scale, zero_point = affine_parameters(self.bounds, self._limits())
-        self.scale.copy_(scale)
-        self.zero_point.copy_(zero_point)
+        _, (bounds, limit, scale, zero_point) = self._arrays(self.bounds, self.limit, self.scale, self.zero_point)
+        scale[:], zero_point[:] = affine_parameters(bounds, limit)
+        if self.scale.is_cpu:  # elsewhere they would have to be waited for
+            self._read = None
 
-    def _begin_steps(self, fresh: Tensor, mean: Tensor) -> None:
+    def _begin_steps(self, noted: Tensor) -> None:
         """Let the steps of tensors that are seen for the first time begin; zero points stay what they are then."""
-        limits = self._limits()
-        scale = first_step(mean, affine_parameters(self.bounds, limits)[0], limits)
-        zero_point = (self.bounds[0].clamp_min(0) / scale).round().minimum(limits)
+        limit, found = self.limit, noted.isfinite().all(0)
+        fresh = found & ~self.seen
+        self.bounds.copy_(torch.where(fresh, noted[:2], self.bounds))
+        scale = first_step(noted[2], affine_parameters(self.bounds, limit)[0], limit)
+        zero_point = (self.bounds[0].clamp_min(0) / scale).round().minimum(limit)
         self.zero_point.copy_(torch.where(fresh, zero_point, self.zero_point))
         with torch.no_grad():
             for index in fresh.nonzero()[:, 0].tolist():
                 self.steps[index].copy_(scale[index])
+        self.seen.logical_or_(found)
+        self._read = None
 
 
 class Facts(NamedTuple):
@@ -159,7 +175,8 @@ class Facts(NamedTuple):
 
     @classmethod
     def of(cls, ranges: Ranges) -> Facts:
-        return cls(ranges.seen.tolist(), ranges.scale.tolist(), (1 / ranges.scale).tolist(), ranges.zero_point.tolist())
+        scale = ranges.scale.cpu().numpy()
+        return cls(ranges.seen.tolist(), scale.tolist(), (1 / scale).tolist(), ranges.zero_point.tolist())
 
 
 class Fixed:

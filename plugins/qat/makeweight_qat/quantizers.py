@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+Array = TypeVar("Array", Tensor, np.ndarray)
 SMALLEST = 1e-30
 """the least step: a tensor of zeros has it, and neither it nor its reciprocal leaves the range of float32"""
 
@@ -28,15 +30,15 @@ def symmetric_scale(largest: Tensor, bits: int) -> Tensor:
     return (largest / weight_limit(bits)).clamp_min(SMALLEST)
 
 
-def affine_parameters(bounds: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+def affine_parameters(bounds: Array, limit: Array) -> tuple[Array, Array]:
     """Steps and zero points, float32 both, of the integers 0 to `limit` over ranges widened to hold 0.
 
     `bounds` is [2, …]: the lowest value with its sign turned, and the highest. Zero is one of the values (Jacob et al.
-    2018, section 2.1), so padding and the zeros of a ReLU are exact.
+    2018, section 2.1), so padding and the zeros of a ReLU are exact. Tensors, or arrays of NumPy.
     """
-    bounds = bounds.clamp_min(0)
-    scale = (bounds.sum(0) / limit).clamp_min(SMALLEST)
-    return scale, (bounds[0] / scale).round_().minimum(limit)
+    bounds = bounds.clip(0)
+    scale = (bounds.sum(0) / limit).clip(SMALLEST)
+    return scale, (bounds[0] / scale).round().clip(None, limit)
 
 
 def fake_quantize(x: Tensor, inverse: Any, scale: Any, low: float, high: float) -> Tensor:

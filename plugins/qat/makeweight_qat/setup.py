@@ -129,8 +129,7 @@ def follow(plugin: Quantization, trainer: Trainer, begins: bool) -> None:
         ranges.on = plugin.on
         present = limits(plugin.plan, asked)
         if present != ranges.limits:
-            ranges.limits = present
-            ranges.settle()
+            ranges.set_limits(present)
 
 
 def limits(plan: Plan, asked: dict[str, int]) -> list[int]:

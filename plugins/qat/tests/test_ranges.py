@@ -107,10 +107,9 @@ def test_bits_may_change_between_stages() -> None:
     made = ranges("minmax")
     x = torch.linspace(-1, 1, 1001)
     step(made, x)
-    made.limits = [3]
-    made.settle()
+    made.set_limits([3])
     assert len(made.quantize(0, x).unique()) == 4
-    made.limits = [0]
+    made.set_limits([0])
     assert made.quantize(0, x) is x
 
 
