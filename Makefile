@@ -12,7 +12,7 @@ demo: install
 	$(BIN)/trainer --recipe recipes/demo.yaml --out runs/demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 install: $(STAMP)
 

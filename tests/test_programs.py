@@ -125,5 +125,5 @@ def test_what_is_missing_is_said_before_training(
 
 def test_an_unknown_format_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert here("--export", "onx", "--out", tmp_path / "run") == 2
-    assert "export onx: expected of safetensors, onnx, pt2, those wanted" in " ".join(capsys.readouterr().err.split())
+    assert "export onx: expected one or more of safetensors, onnx, pt2" in " ".join(capsys.readouterr().err.split())
     assert hasattr(hookspecs, "on_program")

@@ -148,7 +148,7 @@ class Options(LoopOptions):
         share = 0 <= self.validation < 1 or (self.validation >= 1 and self.validation == int(self.validation))
         require(share, "validation", self.validation, "a fraction below 1, or a whole number of examples")
         require(self.image_size is None or self.image_size >= 1, "image_size", self.image_size, "at least 1")
-        require(set(self.formats) <= set(FORMATS), "export", self.export, f"of {', '.join(FORMATS)}, those wanted")
+        require(set(self.formats) <= set(FORMATS), "export", self.export, f"one or more of {', '.join(FORMATS)}")
 
     @property
     def formats(self) -> list[str]:

@@ -4,6 +4,9 @@
 
 Both arms of a pair see the same images in the same order with the same augmentation, begin with the same weights and
 take the same number of steps. Rates are to be chosen with `--on validation`, on images that neither arm trains on.
+Self-distillation regularises: it gains where the network learns its images by heart, as it does here after 20 epochs
+without augmentation and as it does in the paper's 250, and loses where training ends before (`--augment crop-flip
+--images 10000 --epochs 6`).
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--images", type=int, default=10_000, help="training images")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--images", type=int, default=5_000, help="training images")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--augment", default="none", help="as the trainer's; crop-flip leaves so few epochs too short")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -41,7 +45,7 @@ def main() -> None:
     parser.add_argument("--on", choices=["test", "validation"], default="test")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train, held_out = splits(options.folder, options.images, options.on)
+    train, held_out = splits(options)
     rows: list[dict[str, float]] = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         without, with_kd = (accuracies(train, held_out, seed, options, kd) for kd in (False, True))
@@ -57,11 +61,11 @@ def main() -> None:
               f"{spread:.2f}, better in {better} of {len(rows)}")  # fmt: skip
 
 
-def splits(folder: Path, images: int, on: str) -> tuple[Tensors, Tensors]:
+def splits(options: argparse.Namespace) -> tuple[Tensors, Tensors]:
     """So many training images with their augmentation, the same for every seed, and those that are measured on."""
-    found = data.load(f"imagefolder:{folder.absolute()}", validation=VALIDATION, augment="crop-flip")
-    chosen = torch.randperm(len(found.train), generator=generator(0, 0))[:images]
-    return found.train.subset(chosen), found.test if on == "test" else found.validation
+    found = data.load(f"imagefolder:{options.folder.absolute()}", validation=VALIDATION, augment=options.augment)
+    chosen = torch.randperm(len(found.train), generator=generator(0, 0))[: options.images]
+    return found.train.subset(chosen), found.test if options.on == "test" else found.validation
 
 
 def accuracies(train: Tensors, held_out: Tensors, seed: int, options: argparse.Namespace, kd: bool) -> dict[str, float]:

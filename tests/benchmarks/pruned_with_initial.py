@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="of pruning")
     parser.add_argument("--sparsity", type=float, default=0.98)
     parser.add_argument("--alpha", type=float, default=0.9)
-    parser.add_argument("--temperature", type=float, default=4.0)
+    parser.add_argument("--temperature", type=float, default=2.0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--on", choices=["test", "validation"], default="test")

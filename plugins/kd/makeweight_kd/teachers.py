@@ -109,7 +109,7 @@ def _from_file(trainer: Trainer, path: Path, architecture: str | None, classes: 
         model = trainer.fresh_model()
     else:
         model = build(architecture, tuple(find_first_tensor(trainer.sample_batch()).shape[1:]), classes)
-    known = (load_tensors(path) if ours else load_any(path)).get(weight_name(_last_layer(trainer, model)))
+    known = (load_tensors(path) if ours else load_any(path)).get(weight_name(_last_layer(trainer, model, path)))
     if known is not None and known.shape[0] != classes:
         raise _other_classes(str(path), known.shape[0], classes)
     if ours:
@@ -118,9 +118,9 @@ def _from_file(trainer: Trainer, path: Path, architecture: str | None, classes: 
     return model
 
 
-def _last_layer(trainer: Trainer, model: nn.Module) -> str:
+def _last_layer(trainer: Trainer, model: nn.Module, path: Path) -> str:
     """The name of the Linear or Conv that is called last."""
-    trace = trace_of(trainer, model.to(trainer.accelerator.device))
+    trace = traced(trainer, model.to(trainer.accelerator.device), str(path))
     modules = dict(model.named_modules())
     return next((name for name in reversed(trace.names) if isinstance(modules[name], KINDS)), "")
 

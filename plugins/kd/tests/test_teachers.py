@@ -213,6 +213,8 @@ def test_a_teacher_of_another_model_or_of_other_examples_is_refused(
     monkeypatch.setitem(sys.modules, "my_teachers", module)
     with pytest.raises(UsageError, match=r"my_teachers:large: it cannot be called on the student's examples \("):
         terms(Distillation(teacher="my_teachers:large"))
+    with pytest.raises(UsageError, match=r"one\.safetensors: it cannot be called on the student's examples \("):
+        terms(Distillation(teacher=str(files["one"]), teacher_model="lenet5"))  # whose kernels are larger
 
 
 def test_a_teacher_that_is_not_there_is_refused() -> None:
