@@ -56,6 +56,9 @@ def test_every_convolution_runs_on_integers(
     torch.manual_seed(0)
     model, data = build(name, (3, size, size), 10), images(size)
     assert sum(isinstance(module, nn.Conv2d) for module in model.modules()) == convolutions
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # two steps give statistics with which images still differ in the end
     run = trained(model, data, Quantization())
     write_programs(run, ["onnx"], tmp_path)
     made, operators = session(tmp_path / "model.onnx")
@@ -65,7 +68,10 @@ def test_every_convolution_runs_on_integers(
     with torch.no_grad():
         computed = program(run)(data[0])
     given_out = torch.from_numpy(made.run(None, {"input": data[0].numpy()})[0])
-    assert float((given_out - computed).abs().mean()) <= 0.03 * float(computed.abs().max())  # of random weights
+    # In a network of random weights one rounding to the other side spreads; the images themselves differ by more.
+    largest = float(computed.abs().max())
+    assert float((given_out - computed).abs().mean()) <= 0.02 * largest
+    assert float(computed.std(0).mean()) >= 0.02 * largest
     run.export(tmp_path / "model.safetensors")
     restored = load(tmp_path / "model.safetensors", run.fresh_model()).eval()
     with torch.no_grad():
