@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from makeweight import UsageError
 from makeweight.accelerators import new_accelerator
 from makeweight.batches import Batches, Tensors
 from makeweight.cli import main
 from makeweight.comparison import compare
 from makeweight.latency import Latency, latencies, times_as_fast
+from makeweight.onnx_model import OnnxModel
 from makeweight.task import Task
 
 CPU = torch.device("cpu")
@@ -77,3 +79,19 @@ def test_an_onnx_file_is_measured_beside_the_plain_model_under_onnxruntime(
     assert plain.split()[:2] == ["plain", "float32"]
     assert row.split()[:2] == ["model.onnx", f"{100 * accuracy:.2f}"]
     assert len(row.split()) == len(["file", "accuracy", "%", "loss", *["ms", "spread", "times"] * 2])
+    OnnxModel(tmp_path / "run" / "model.onnx")(torch.zeros(3, 1, 8, 8))
+    with pytest.raises(
+        UsageError, match=r"takes \['batch', 1, 8, 8\] tensor.*, the data gives \[3, 1, 28, 28\]"
+    ):
+        OnnxModel(tmp_path / "run" / "model.onnx")(torch.zeros(3, 1, 28, 28))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("model.pt2", "is a program for others to run"), ("nowhere.onnx", "there is no such file")]
+)
+def test_what_cannot_be_evaluated_is_a_line(
+    name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.pt2").write_bytes(b"")
+    assert main(["evaluate", str(tmp_path / name)]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())

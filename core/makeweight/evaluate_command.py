@@ -31,6 +31,11 @@ class Evaluate:
         parser.add_argument("--no-latency", action="store_true", help="do not time anything")
 
     def run(self, arguments: argparse.Namespace) -> None:
+        path: Path = arguments.file
+        if path.suffix == ".pt2":
+            raise UsageError(f"{path} is a program for others to run: expected a safetensors file or a model.onnx")
+        if not path.is_file():
+            raise UsageError(f"{path}: there is no such file")
         configuration = configuration_of(arguments)
         import torch
 
@@ -43,7 +48,6 @@ class Evaluate:
         from .run import load_data
         from .task import Task
 
-        path: Path = arguments.file
         options = configuration.options
         check(options.model)
         task = Task.named(options.criterion, options.forward, options.metric)

@@ -14,13 +14,13 @@ from .errors import MakeweightError, UsageError
 class OnnxModel(nn.Module):
     """Calls the graph of an ONNX file, or of its bytes, as a module: tensors in, in its order, its first output out.
 
-    It runs on as many threads as torch does. Raises UsageError where onnxruntime is not installed, MakeweightError
-    for a file that it cannot read.
+    It runs on as many threads as torch does. Raises UsageError where onnxruntime is not installed and where it is
+    called with other inputs than the graph has, MakeweightError for a file that cannot be read.
     """
 
     def __init__(self, source: Path | bytes) -> None:
         super().__init__()
-        shown = source if isinstance(source, Path) else "an ONNX program"
+        shown = self.shown = source if isinstance(source, Path) else "an ONNX program"
         try:
             import onnxruntime
         except ImportError as error:
@@ -35,5 +35,13 @@ class OnnxModel(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         names = [each.name for each in self.session.get_inputs()]
+        if len(names) != len(inputs):
+            raise UsageError(f"{self.shown} takes {len(names)} inputs, the data gives {len(inputs)}")
         arrays = {name: each.cpu().contiguous().numpy() for name, each in zip(names, inputs, strict=True)}
-        return torch.from_numpy(self.session.run(None, arrays)[0]).to(inputs[0].device)
+        try:
+            output = self.session.run(None, arrays)[0]
+        except Exception as error:  # onnxruntime's own classes again
+            takes = ", ".join(f"{each.shape} {each.type}" for each in self.session.get_inputs())
+            given = ", ".join(f"{list(each.shape)} {each.dtype}" for each in inputs)
+            raise UsageError(f"{self.shown} takes {takes}, the data gives {given}: name its --data") from error
+        return torch.from_numpy(output).to(inputs[0].device)

@@ -49,7 +49,12 @@ class Exits:
         return log_mean_probability(self(x))
 
     def at(self, x: Any, index: int) -> Tensor:
-        """The logits [B, classes] of one exit, counted from 0 in `sections`; what comes after it is not computed."""
+        """The logits [B, classes] of one exit, counted from 0 in `sections`; what comes after it is not computed.
+
+        Raises IndexError for one that there is not.
+        """
+        if not 0 <= index < len(self.sections):
+            raise IndexError(f"exit {index}: expected 0 to {len(self.sections) - 1}; the deepest is the model itself")
         found: list[Tensor] = []
 
         def look(each: int, output: Tensor) -> None:
@@ -92,7 +97,8 @@ class Exits:
         return answers.logits, answers.taken
 
     def _head(self, index: int, output: Tensor) -> Tensor:
-        head = self.heads[index].to(output.device).train(self.model.training)
+        kind = next((each.dtype for each in self.model.parameters() if each.is_floating_point()), None)
+        head = self.heads[index].to(output.device, dtype=kind).train(self.model.training)
         return head(output)
 
     @contextmanager
@@ -181,8 +187,11 @@ class Way(nn.Module):
         return self.function(exits_of(self.model), named or inputs[0])
 
 
-def ways(model: nn.Module, thresholds: Sequence[float]) -> dict[str, nn.Module]:
-    """Each exit but the deepest, which is the model itself, the ensemble, and stopping early at each threshold."""
+def ways(model: nn.Module, thresholds: Sequence[float], numbers: Sequence[int] = ()) -> dict[str, nn.Module]:
+    """Each exit but the deepest, which is the model itself, the ensemble, and stopping early at each threshold.
+
+    `numbers` are those of the exits that are wanted by themselves, all unless given.
+    """
     exits = exits_of(model)
 
     def at(index: int) -> Callable[[Exits, Any], Tensor]:
@@ -192,7 +201,9 @@ def ways(model: nn.Module, thresholds: Sequence[float]) -> dict[str, nn.Module]:
         return lambda each, x: each.confident(x, threshold)[0]
 
     found: dict[str, nn.Module] = {
-        f"exit {number}": Way(model, at(index)) for index, number in enumerate(exits.numbers)
+        f"exit {number}": Way(model, at(index))
+        for index, number in enumerate(exits.numbers)
+        if not numbers or number in numbers
     }
     found["ensemble"] = Way(model, lambda each, x: each.ensemble(x))
     return found | {f"confidence {threshold:g}": Way(model, confident(threshold)) for threshold in thresholds}

@@ -75,7 +75,7 @@ class OwnTeacher:
     @property
     def _weight(self) -> float:
         """0 in a stage with another teacher: every parameter has to take part in every step of several processes."""
-        return self.plugin.weight if self.plugin.teacher is None else 0.0
+        return 0.0 if self.plugin.teachers else self.plugin.weight
 
     def _capture(self, name: str, student: nn.Module) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:

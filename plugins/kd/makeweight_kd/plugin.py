@@ -48,7 +48,8 @@ class Distillation:
     teacher_sections: list[str] | None = None
     """the teacher's modules that they are compared with, as globs; found unless given"""
     exits: str | int | list[int] | None = None
-    """shallow classifiers that are kept in the export: all, or 1,2, counted from the input"""
+    """shallow classifiers that are kept in the export, or that `trainer evaluate` shows: all, or 1,2, counted from the
+    input"""
     confidence: float | list[float] | None = None
     """largest probability at which `trainer evaluate` lets an example take an exit; 0.9 unless given"""
     weight: float = 1.0
@@ -92,7 +93,7 @@ class Distillation:
         if self.exits == "all":
             return list(range(count))
         given = self.exits if isinstance(self.exits, list) else str(self.exits).split(",")
-        numbers = [int(each) if str(each).strip().isdigit() else 0 for each in given]
+        numbers = [int(each) if str(each).strip().isdecimal() else 0 for each in given]
         if not numbers or not all(1 <= number <= count for number in numbers):
             there = "numbers from 1" if count == MOST else f"numbers of the {count} shallow classifiers, from 1"
             raise UsageError(f"exits {self.exits}: expected all, or {there}: 1,2")
@@ -164,10 +165,11 @@ class Distillation:
     @hookimpl
     def on_load(self, artifact: Artifact, model: nn.Module | None) -> None:
         """Give the model its exits, as `model.exits`; without a model their tensors stay among the others."""
+        from .exits import Exits
         from .record import read_exits
 
         if model is not None:
-            if getattr(model, "exits", None) is not None:
+            if not isinstance(getattr(model, "exits", None), Exits | None):
                 raise UsageError("the model has something else named exits: kd cannot put the file's exits there")
             model.exits = read_exits(artifact.metadata["kd"], artifact.tensors, model)  # type: ignore[assignment]
 
@@ -187,7 +189,7 @@ class Distillation:
         wanted = [] if self.exits == "all" else [index + 1 for index in self.kept_exits(MOST)]
         if not set(wanted) <= set(held):
             raise UsageError(f"kd.exits {self.exits}: the file was exported with {', '.join(map(str, held))} alone")
-        return ways(model, self.thresholds)
+        return ways(model, self.thresholds, wanted)
 
     def state_dict(self) -> dict[str, Any]:
         """The weights with which the stage began, where they are its teacher."""

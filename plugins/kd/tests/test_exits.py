@@ -53,6 +53,20 @@ def test_a_loaded_model_answers_with_its_deepest_exit_and_all_of_them_are_at_han
         assert torch.allclose(model.exits({"x": x})[0], found[0])
 
 
+def test_exits_are_of_the_models_precision_and_are_read_anew(model: Any, exported: Path, x: Tensor) -> None:
+    with torch.no_grad():
+        single = model.exits(x)
+        for rounded, logits in zip(model.double().exits(x.double()), single, strict=True):
+            assert rounded.dtype == torch.float64
+            assert torch.allclose(rounded, logits.double(), atol=1e-4)
+        for index in (-1, 2):
+            with pytest.raises(IndexError, match="expected 0 to 1"):
+                model.exits.at(x, index)
+        again: Any = load(exported, load(exported, small_resnet(seed=2))).eval()
+        assert torch.equal(again.exits(x)[0], single[0])
+    assert list(ways(again, [0.9], [2])) == ["exit 2", "ensemble", "confidence 0.9"]
+
+
 def test_the_exits_are_those_that_were_trained(tmp_path: Path, x: Tensor) -> None:
     plugin = Distillation(exits="all")
     run = trainer(plugin, model=small_resnet(), epochs=1, lr=0.1)

@@ -49,6 +49,10 @@ def test_the_heads_learn_and_never_reach_the_export(tmp_path: Path) -> None:
     assert artifact.metadata == {}
 
 
+def test_who_names_no_teacher_is_its_own() -> None:
+    assert trainer(Distillation(teacher=""), lr=0.05).fit()["train_kd_labels"] > 0
+
+
 @pytest.mark.parametrize("model", [None, small_resnet()], ids=["vectors", "maps"])
 def test_the_terms_are_those_of_the_paper(model: nn.Module | None) -> None:
     """(1 - α)·CE(q_i, y) + α·KL(q_i, q_C) + λ·‖F_i - F_C‖ for each shallow classifier, CE alone for the deepest."""

@@ -13,8 +13,8 @@ from .quantizers import LearnedStep, affine_parameters, fake_quantize, first_ste
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-AVERAGE = 0.05
-"""share of a step's range in the moving average"""
+AVERAGE = 0.1
+"""share in the moving average of the range that is observed"""
 SAMPLED = 1 << 16
 """activations of which a percentile is taken at most"""
 
@@ -26,7 +26,7 @@ class Ranges(nn.Module):
     of what it sees, and `update` makes of it, after the step, what holds for all processes. Until then a tensor that is
     seen for the first time is quantized by its own range.
 
-    kind minmax: all that was seen; moving: a moving average of each step's extremes; percentile: the same of the
+    kind minmax: all that was seen; moving: a moving average of the extremes of steps; percentile: the same of the
     percentiles; learned: steps are parameters that begin from the first step's extremes, zero points stay.
     """
 

@@ -19,7 +19,8 @@ from .plan import Plan
 from .quantizers import SMALLEST
 from .weights import QuantizedWeight, from_integers, over_channels, to_integers
 
-BIAS_LIMIT = 2**31 - 1
+BIAS_LIMIT = 2**30
+"""how large the integer of a bias may get, with room for the products that are added to it in 32 bits"""
 
 
 class Integers(nn.Module):
@@ -79,10 +80,12 @@ def make_program(
         integers, scale = integers << 8 - quantizer.bits, scale / (1 << 8 - quantizer.bits)
         if layer in plan.norms:
             integers, scale = _fold(model, plan.norms[layer], module, integers, scale, quantizer.axis)
-        _replace(module, "weight", Integers(integers, scale.clamp_min(SMALLEST), quantizer.axis))
+        scale = scale.clamp_min(SMALLEST)
         source = activations.get(plan.inputs.get(layer, ("", "")))
-        if source is not None and module.bias is not None:
+        if source is not None and module.bias is not None and len(module.bias) == len(scale):
+            integers, scale = _wide_enough(integers, scale, quantizer.axis, module.bias.detach() / source.scale)
             _quantize_bias(module, scale * source.scale)
+        _replace(module, "weight", Integers(integers, scale, quantizer.axis))
     repeated = {home: activations[source] for home, source in plan.repeats.items() if source in activations}
     attach(model, {**activations, **repeated}, training=False)
 
@@ -106,11 +109,20 @@ def _fold(model: nn.Module, name: str, layer: Any, integers: Tensor, scale: Tens
     return integers * over_channels(signs, integers, axis), scale * factor.abs()
 
 
+def _wide_enough(integers: Tensor, scale: Tensor, axis: int, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights on a scale with which `bias`, in steps of the input, fits into 32 bits.
+
+    Only a channel of nearly no weights has a finer one; what its weights lose is no part in 2^23 of the bias. A bias
+    that were left as it is would be made an integer by onnxruntime, and would overflow.
+    """
+    wider = torch.maximum(scale, bias.abs() / BIAS_LIMIT)
+    return (integers * over_channels(scale / wider, integers, axis)).round().to(torch.int8), wider
+
+
 def _quantize_bias(layer: Any, scale: Tensor) -> None:
-    """The bias as 32-bit integers of the products' scale, as an integer convolution adds it, where they can hold it."""
-    integers = (layer.bias.detach().double() / scale.double()).round()
-    if bool((integers.abs() <= BIAS_LIMIT).all()):
-        _replace(layer, "bias", Integers(integers.to(torch.int32), scale, 0))
+    """The bias as 32-bit integers of the products' scale, as an integer convolution adds it."""
+    integers = (layer.bias.detach().double() / scale.clamp_min(SMALLEST).double()).round()
+    _replace(layer, "bias", Integers(integers.to(torch.int32), scale, 0))
 
 
 def _replace(module: nn.Module, name: str, constant: Integers) -> None:

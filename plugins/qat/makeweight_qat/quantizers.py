@@ -106,8 +106,10 @@ def gradient_factor(count: int, limit: int) -> float:
 
 @contextmanager
 def at_most_halved(steps: list[Tensor]) -> Iterator[None]:
-    """Keep learned steps above zero: none gets smaller than half of what it was."""
+    """Keep learned steps above zero: none gets smaller than half of what it was, nor than the least there is."""
     halves = list(torch._foreach_mul([step.detach() for step in steps], 0.5)) if steps else []
+    if steps:
+        torch._foreach_clamp_min_(halves, SMALLEST)
     yield
     if steps:
         torch._foreach_maximum_([step.detach() for step in steps], halves)

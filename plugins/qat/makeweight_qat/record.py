@@ -39,6 +39,8 @@ def write_weight(tensors: MutableMapping[str, Tensor], layer: str, scale: Tensor
         raise MakeweightError(f"{name} is not on its grid of {quantizer.bits} bits: it was changed after quantization")
     if int(integers.abs().amax()) > weight_limit(quantizer.bits):
         raise MakeweightError(f"{name} has values beyond its grid of {quantizer.bits} bits")
+    if not bool((scale.isfinite() & (scale > 0)).all()):
+        raise MakeweightError(f"the steps of {name} are not all above 0: training went astray, lower the learning rate")
     tensors[name], tensors[scale_name(layer)] = integers, scale.clone()
     return integers.numel() + 4 * scale.numel()
 

@@ -128,5 +128,35 @@ def test_fewer_bits_are_clipped_as_in_training(tmp_path: Path) -> None:
     given_out = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"input": x.numpy()})[0]
     with torch.no_grad():
         expected = run.model(x)
-    equal = (torch.from_numpy(given_out) - expected).abs() < 1e-2 * expected.abs().max()
-    assert float(equal.float().mean()) > 0.97  # but where an activation fell to the other side of a half
+    # Of four levels some fall to the other side of a half, by the rounding of a bias.
+    assert float((torch.from_numpy(given_out) - expected).abs().mean()) < 0.02 * float(expected.abs().max())
+
+
+class Odd(nn.Module):
+    """A channel with a bias and no weights, a layer that reads zeros alone, and a grouped transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+        self.unfed, self.wide = nn.Conv2d(8, 8, 1), nn.ConvTranspose2d(8, 8, 2, stride=2, groups=2)
+        self.last = nn.Linear(8, 10)
+        with torch.no_grad():
+            self.second.weight[3] = 0
+            self.second.weight[4] *= 1e-12
+            self.second.bias.fill_(1.5)  # type: ignore[union-attr]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        x = x + torch.relu(self.unfed(x * 0))
+        return self.last(self.wide(x).mean((2, 3)))
+
+
+def test_biases_fit_where_there_are_no_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    run = trained(Odd(), images(8, 64), Quantization(), batch_size=16, lr=1e-9)
+    write_programs(run, ["onnx"], tmp_path)
+    x = images(8, 64)[0]
+    given_out = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"input": x.numpy()})[0]
+    with torch.no_grad():
+        expected = run.model(x)
+    assert float((torch.from_numpy(given_out) - expected).abs().max()) < 1e-2 * float(expected.abs().max())

@@ -173,6 +173,10 @@ def test_a_learned_step_is_at_most_halved() -> None:
     with at_most_halved([step]):
         step.data.copy_(torch.tensor([-3.0, 0.8]))
     assert step.tolist() == pytest.approx([0.5, 0.8])
+    for _ in range(300):
+        with at_most_halved([step]):
+            step.data.fill_(-1.0)
+    assert float(step.detach().min()) > 0
 
 
 def test_channels_that_are_clipped_do_not_move_one_another() -> None:
