@@ -80,9 +80,7 @@ def test_an_onnx_file_is_measured_beside_the_plain_model_under_onnxruntime(
     assert row.split()[:2] == ["model.onnx", f"{100 * accuracy:.2f}"]
     assert len(row.split()) == len(["file", "accuracy", "%", "loss", *["ms", "spread", "times"] * 2])
     OnnxModel(tmp_path / "run" / "model.onnx")(torch.zeros(3, 1, 8, 8))
-    with pytest.raises(
-        UsageError, match=r"takes \['batch', 1, 8, 8\] tensor.*, the data gives \[3, 1, 28, 28\]"
-    ):
+    with pytest.raises(UsageError, match=r"takes \['batch', 1, 8, 8\] tensor.*, the data gives \[3, 1, 28, 28\]"):
         OnnxModel(tmp_path / "run" / "model.onnx")(torch.zeros(3, 1, 28, 28))
 
 
