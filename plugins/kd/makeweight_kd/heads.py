@@ -66,11 +66,14 @@ class Student(nn.Module):
         return self.head.classifier(features), self.adapter(features)
 
 
-def head_for(section: Tensor, deepest: Tensor | None, num_classes: int) -> Head:
-    """A head for a section with this output; `deepest` is the last feature map of the network, where it has one."""
+def head_for(section: Tensor, deepest: Tensor | None, num_classes: int, width: int) -> Head:
+    """A head for a section with this output; `deepest` is the last feature map of the network, where it has one.
+
+    `width` is that of the deepest features: a vector's hidden layer is no wider.
+    """
     if section.ndim != 4:
-        width = section.shape[-1]
-        return Head("vector", [width, width], num_classes)
+        given = section.shape[-1]
+        return Head("vector", [given, min(given, max(width, SMALLEST_WIDTH))], num_classes)
     _, channels, height, _ = as_map(section).shape
     _, most, end, _ = as_map(deepest).shape if deepest is not None else (0, channels, 1, 1)
     widths = [channels]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from makeweight import UsageError
 from makeweight.layers import KINDS
 from makeweight.task import logits_of, target_of
 
@@ -36,10 +37,13 @@ class OwnTeacher:
         self.sections = find_sections(trace, plugin.sections)
         modules = dict(trainer.model.named_modules())
         last = [call for call in trace.calls if isinstance(modules[call.name], KINDS)][-1]
+        for name in self.sections:
+            if f"{last.name}.".startswith(f"{name}."):
+                raise UsageError(f"kd.sections {name}: the network's last layer is in it: expected a module before it")
         width, classes = pooled(last.input).shape[1], trace.logits.shape[1]
         outputs = [trace.output_of(name) for name in self.sections]
         deepest = trace.output_of(find_maps(trace)[-1]) if any(output.ndim == 4 for output in outputs) else None
-        students = [Student(head_for(output, deepest, classes), width) for output in outputs]
+        students = [Student(head_for(output, deepest, classes, width), width) for output in outputs]
         trainer.add_auxiliary("kd", nn.ModuleList(students))
         for name, student in zip(self.sections, students, strict=True):
             modules[name].register_forward_hook(self._capture(name, student))

@@ -64,7 +64,8 @@ class Distillation:
         require(all(0 < each <= 1 for each in self.thresholds), "confidence", self.confidence, "0 < confidence <= 1")
         if not self.teachers:
             teacher = "the teacher's file too, --kd.teacher FILE"
-            require(self.teacher_model is None, "teacher_model", self.teacher_model, teacher)
+            for option in ("teacher_model", "teacher_sections"):
+                require(getattr(self, option) is None, option, getattr(self, option), teacher)
         self.kept_exits(MOST)
         self._own: OwnTeacher | None = None
         self._taught: Taught | None = None

@@ -100,13 +100,14 @@ def test_the_deepest_classifier_learns_from_labels_alone() -> None:
         ((32, 16, 16), (64, 8, 8), [32, 64], 2),
         ((64, 8, 8), (64, 8, 8), [64, 64], 1),
         ((128, 7, 7), (96, 1, 1), [128, 128, 128, 128], 2),
-        ((300,), None, [300, 300], 2),
+        ((300,), None, [300, 100], 2),
+        ((50,), None, [50, 50], 2),
     ],
 )
 def test_a_head_brings_a_map_to_the_size_of_the_deepest(
     section: tuple[int, ...], deepest: tuple[int, ...] | None, widths: list[int], stride: int
 ) -> None:
-    head = head_for(torch.zeros(1, *section), None if deepest is None else torch.zeros(1, *deepest), 5)
+    head = head_for(torch.zeros(1, *section), None if deepest is None else torch.zeros(1, *deepest), 5, 100)
     assert (head.widths, head.stride) == (widths, stride)
     assert head(torch.zeros(2, *section)).shape == (2, 5)
     if deepest is not None:
@@ -114,8 +115,8 @@ def test_a_head_brings_a_map_to_the_size_of_the_deepest(
 
 
 def test_a_head_takes_the_mean_of_tokens_and_maps_whose_channels_come_last() -> None:
-    assert head_for(torch.zeros(1, 50, 24), None, 5)(torch.zeros(2, 50, 24)).shape == (2, 5)
-    swin = head_for(torch.zeros(1, 8, 8, 24), torch.zeros(1, 2, 2, 96), 5)
+    assert head_for(torch.zeros(1, 50, 24), None, 5, 24)(torch.zeros(2, 50, 24)).shape == (2, 5)
+    swin = head_for(torch.zeros(1, 8, 8, 24), torch.zeros(1, 2, 2, 96), 5, 96)
     assert swin.widths == [24, 48, 96]
     assert swin(torch.zeros(2, 8, 8, 24)).shape == (2, 5)
 
@@ -180,6 +181,8 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
     ("options", "message"),
     [
         ({"sections": ["fc9"]}, r"kd\.sections: no module matches 'fc9': did you mean"),
+        ({"sections": ["fc1", "fc3"]}, r"kd\.sections fc3: the network's last layer is in it"),
+        ({"teacher_sections": ["fc1"]}, r"teacher_sections \['fc1'\]: expected the teacher's file too"),
         ({"exits": "3"}, "exits 3: expected all, or numbers of the 2 shallow classifiers"),
         ({"attention": 1000.0}, r"kd\.attention 1000.0: expected a teacher"),
         ({"hints": 1.0}, r"kd\.hints 1.0: expected a teacher"),
