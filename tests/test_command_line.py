@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -508,3 +509,13 @@ def test_metrics_are_one_json_object_in_each_line(run: Path) -> None:
         )
         terms = [line[f"train_{name}"] for name in ("task", "kd_labels", "kd", "kd_features")]
         assert line["train_loss"] == pytest.approx(sum(terms))
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["--nonsense", "1"], 2), (["--help"], 0)])
+def test_a_process_of_several_ends_with_its_code_and_has_said_all(words: list[str], code: int) -> None:
+    """As a launcher starts it: it ends before the interpreter is torn down."""
+    command = [sys.executable, "-m", "makeweight", *words]
+    ways = [os.environ, os.environ | {"LOCAL_RANK": "0"}]
+    alone, launched = (subprocess.run(command, env=way, capture_output=True, text=True) for way in ways)
+    assert (launched.returncode, launched.stdout, launched.stderr) == (code, alone.stdout, alone.stderr)
+    assert launched.stdout or launched.stderr

@@ -1,6 +1,6 @@
 """`python -m makeweight` is `trainer`: what `accelerate launch -m` needs."""
 
-from .cli import main
+from .cli import command
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command()

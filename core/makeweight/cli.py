@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("trainer: interrupted", file=sys.stderr)
         return 130
+
+
+def command() -> NoReturn:
+    """The program `trainer`: `main`, and the end of its process."""
+    try:
+        code: Any = main()
+    except SystemExit as ended:
+        code = ended.code
+    if "LOCAL_RANK" in os.environ and (code is None or isinstance(code, int)):
+        # gloo's threads outlive the process group. On a busy machine one may still let go of a tensor while the
+        # interpreter is torn down, which aborts a process that has done all its work: so it is not torn down.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
+    raise SystemExit(code)
 
 
 def train(words: list[str]) -> None:
