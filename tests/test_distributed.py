@@ -123,6 +123,8 @@ result = {"processes": accelerator.num_processes, "masks": record.masks, "state"
           "right": right, "exported": trainer.export("out.safetensors") is not None}
 with open(f"rank{rank}.json", "w") as file:
     json.dump(result, file)
+accelerator.wait_for_everyone()
+os._exit(0)  # as `trainer` ends
 """
 
 

@@ -14,7 +14,7 @@ from makeweight.testing import free_port
 from makeweight_qat.plugin import OBSERVE_EVERY
 
 SCRIPT = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 import torch
 from makeweight import Trainer
 from makeweight_qat import Quantization
@@ -44,7 +44,8 @@ pathlib.Path(f"rank{trainer.accelerator.process_index}.json").write_text(json.du
     "bounds": ranges.bounds.tolist(), "scales": ranges.scales(), "zero": ranges.zero_point.tolist(),
     "steps": trainer.step, "weight": trainer.layers()["0"].weight.tolist(),
 }))
-trainer.accelerator.end_training()
+trainer.accelerator.wait_for_everyone()
+os._exit(0)  # as `trainer` ends
 """
 
 
