@@ -24,6 +24,10 @@ from .helpers import assert_same_bits, assert_same_run, everything_below, here, 
 
 RUN = ["--plugins", "prune,huffman", "--epochs", "2", "--prune.end", "1", "--seed", "3"]
 
+FORMAT = "is not a safetensors file"
+OURS = "is not a makeweight export"
+CHECKSUM = "is damaged: its checksum does not match"
+
 
 class Tiny(torch.nn.Module):
     """A model whose export is small enough to flip each of its bits."""
@@ -51,6 +55,11 @@ def tiny_export(path: Path, huffman: bool) -> dict[str, torch.Tensor]:
 def export(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     tiny_export(tmp_path / "tiny.safetensors", request.param)
     return tmp_path / "tiny.safetensors"
+
+
+def header(text: str, length: int) -> bytes:
+    """A safetensors file of nothing but a header."""
+    return struct.pack("<Q", length) + text.encode().ljust(length)
 
 
 def refused(path: Path) -> str:
@@ -110,27 +119,44 @@ def test_bytes_added_at_the_end_are_refused(export: Path) -> None:
 
 def test_bytes_exchanged_or_zeroed_are_refused(export: Path) -> None:
     whole = export.read_bytes()
+    lines = []
     for start in range(0, len(whole) - 8, 8):
-        export.write_bytes(whole[:start] + bytes(8) + whole[start + 8 :])
-        if whole[start : start + 8] != bytes(8):
-            refused(export)
+        zeroed, exchanged, other = bytearray(whole), bytearray(whole), len(whole) - 8 - start
+        zeroed[start : start + 8] = bytes(8)
+        exchanged[start : start + 8], exchanged[other : other + 8] = whole[other : other + 8], whole[start : start + 8]
+        for changed in (zeroed, exchanged):
+            if changed != whole:
+                export.write_bytes(changed)
+                lines.append(refused(export))
+    damaged = [line for line in lines if "is damaged: its checksum does not match" in line]
+    assert len(damaged) > 40
+    assert all("is not a" in line for line in lines if line not in damaged)  # its header was hit
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"\0", bytes(8), bytes(100), b"not a safetensors file, but a text of some length\n" * 20, b"PK\3\4" * 50,
-     struct.pack("<Q", 1 << 62) + b"{}", struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 4) + b"null",
-     struct.pack("<Q", 3) + b"{]}", struct.pack("<Q", 60_000) + b"[" * 60_000,
-     struct.pack("<Q", 60_005) + b'{"a":' + b"[" * 60_000,
-     struct.pack("<Q", 40) + b'{"__metadata__":{"makeweight":"1 00000'.ljust(40),
-     struct.pack("<Q", 64) + b'{"__metadata__":{"makeweight":"1 0000000000000000 {}"}}'.ljust(64)],
-    ids=["empty", "a byte", "8 zeros", "100 zeros", "text", "zip", "header of 4 EiB", "no tensor", "null", "no JSON",
-         "deep lists", "deep lists in a table", "checksum cut", "checksum of zeros"],
+    ("content", "said"),
+    [
+        pytest.param(b"", FORMAT, id="empty"),
+        pytest.param(b"\0", FORMAT, id="a byte"),
+        pytest.param(bytes(8), FORMAT, id="8 zeros"),
+        pytest.param(bytes(100), FORMAT, id="100 zeros"),
+        pytest.param(b"not a safetensors file, but a text of some length\n" * 20, FORMAT, id="text"),
+        pytest.param(b"PK\3\4" * 50, FORMAT, id="zip"),
+        pytest.param(struct.pack("<Q", 1 << 62) + b"{}", FORMAT, id="header of 4 EiB"),
+        pytest.param(struct.pack("<Q", 2) + b"{}", OURS, id="no tensor"),
+        pytest.param(struct.pack("<Q", 4) + b"null", FORMAT, id="null"),
+        pytest.param(struct.pack("<Q", 3) + b"{]}", OURS, id="no JSON"),
+        pytest.param(struct.pack("<Q", 60_000) + b"[" * 60_000, FORMAT, id="deep lists"),
+        pytest.param(struct.pack("<Q", 60_005) + b'{"a":' + b"[" * 60_000, OURS, id="deep lists in a table"),
+        pytest.param(header('{"__metadata__":{"makeweight":"1 00000', 40), OURS, id="checksum cut"),
+        pytest.param(header('{"__metadata__":{"makeweight":"1 0000000000000000 {}"}}', 64), CHECKSUM,
+                     id="checksum of zeros"),
+    ],
 )  # fmt: skip
-def test_what_is_no_export_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_what_is_no_export_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.safetensors"
     path.write_bytes(content)
-    refused(path)
+    assert said in refused(path)
 
 
 def test_a_safetensors_file_of_others_is_refused_as_not_ours(tmp_path: Path) -> None:
@@ -138,11 +164,15 @@ def test_a_safetensors_file_of_others_is_refused_as_not_ours(tmp_path: Path) -> 
     assert "not a makeweight export" in refused(tmp_path / "foreign.safetensors")
 
 
-def test_a_foreign_file_that_says_makeweight_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", OURS), ("1", OURS), ("2 0123456789abcdef {}", OURS), ("1 0123456789abcdef {}", CHECKSUM),
+     ("1 0123456789abcdef", CHECKSUM)],
+)  # fmt: skip
+def test_a_foreign_file_that_says_makeweight_is_refused(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
-    for text in ("", "1", "2 0123456789abcdef {}", "1 0123456789abcdef {}", "1 0123456789abcdef"):
-        save_file({"fc.weight": torch.ones(4, 6)}, path, metadata={"makeweight": text})
-        refused(path)
+    save_file({"fc.weight": torch.ones(4, 6)}, path, metadata={"makeweight": text})
+    assert said in refused(path)
 
 
 def test_a_file_that_is_missing_or_a_folder_is_refused(tmp_path: Path) -> None:
