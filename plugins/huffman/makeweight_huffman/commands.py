@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 
 from makeweight import UsageError
+from makeweight.plugin import add_limit
+
+from .check import running
 
 SUFFIX = ".huffman.safetensors"
 
@@ -20,7 +23,8 @@ class Pack:
         add_threads(parser)
 
     def run(self, arguments: argparse.Namespace) -> None:
-        from .packing import pack
+        with running():
+            from .packing import pack
 
         target = _target(arguments, SUFFIX)
         pack(arguments.file, target, _threads(arguments))
@@ -34,12 +38,14 @@ class Unpack:
         parser.add_argument("file", type=Path, help="a packed file, or any export of makeweight")
         parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="<file>.dense.safetensors unless given")
         add_threads(parser)
+        add_limit(parser)
 
     def run(self, arguments: argparse.Namespace) -> None:
-        from .packing import unpack
+        with running():
+            from .packing import unpack
 
         target = _target(arguments, ".dense.safetensors")
-        unpack(arguments.file, target, _threads(arguments))
+        unpack(arguments.file, target, _threads(arguments), arguments.max_bytes)
         _say(arguments.file, target)
 
 
@@ -70,5 +76,7 @@ def _target(arguments: argparse.Namespace, suffix: str) -> Path:
 
 
 def _say(source: Path, target: Path) -> None:
+    from makeweight.plugin import console
+
     before, after = source.stat().st_size, target.stat().st_size
-    print(f"{source} {before:,} bytes -> {target} {after:,} bytes, {after / before:.4f} of it")
+    console().print(f"{source} {before:,} bytes -> {target} {after:,} bytes, {after / before:.4f} of it")

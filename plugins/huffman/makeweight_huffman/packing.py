@@ -9,13 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from makeweight import Artifact, MakeweightError
-from makeweight.artifact import blamed_on, decode, is_export, read, write_bytes
-from makeweight.files import spool_beside, written_aside
-from makeweight.stored import FileBytes, Layout, bytes_of, layout_of, read_header, write_in_pieces
+from makeweight.plugin import (
+    FileBytes,
+    Layout,
+    blamed_on,
+    bytes_of,
+    decode,
+    is_export,
+    layout_of,
+    read,
+    read_header,
+    spool_beside,
+    write_bytes,
+    write_in_pieces,
+    written_aside,
+)
 
 from .codec.bits import Source
-from .codec.entries import Located
-from .codec.tensor import LAYOUTS, decoded_elements
+from .codec.tensor import LAYOUTS, Located, decoded_elements
 from .codec.writer import BlobWriter
 from .progress import bar
 from .tensors import BLOB, located_in
@@ -29,37 +40,39 @@ def pack(source: Path, target: Path, threads: int = 1) -> None:
     Raises MakeweightError where the file is damaged, packed already, or cannot be written.
     """
     tensors, described = read_header(FileBytes(source))
+    artifact = Artifact({})
     if is_export(source):
-        metadata = read(source).metadata
-        if "huffman" in metadata:
+        artifact = read(source)
+        if "huffman" in artifact.metadata:
             raise MakeweightError(f"{source} is packed already")
-        metadata["huffman"] = {}
+        artifact.metadata["huffman"] = {}
     else:
-        metadata = {"huffman": {"metadata": described} if described else {}}
+        artifact.metadata["huffman"] = {"metadata": described} if described else {}
     with spool_beside(target) as spool, bar("packing", sum(len(each.bytes) for each in tensors)) as advance:
         writer = BlobWriter(spool, threads)
         for each in tensors:
             with blamed_on(source):
                 writer.add(each.name, each.dtype, each.shape, np.frombuffer(each.bytes.read(), np.uint8))
             advance(len(each.bytes))
-        write_bytes(target, metadata, BLOB, writer.size, writer.pieces())
+        write_bytes(target, artifact, BLOB, writer.size, writer.pieces())
 
 
-def unpack(source: Path, target: Path, threads: int = 1) -> None:
+def unpack(source: Path, target: Path, threads: int = 1, limit: int | None = None) -> None:
     """Write an export as an ordinary safetensors file, with the metadata that it had before `pack`.
 
-    Raises MakeweightError where it is no export, is damaged, or cannot be written.
+    `limit`: bytes that its tensors may take, 1 GiB or 64 times the file's size unless given. Raises MakeweightError
+    where it is no export, is damaged, promises more, or cannot be written.
     """
-    artifact = read(source)
+    artifact = read(source, limit)
     metadata = _metadata_before(artifact, source)
     if list(artifact.metadata) == ["huffman"]:
         with blamed_on(source):
-            blob, located = located_in(artifact.tensors)
+            blob, located = located_in(artifact.tensors, artifact.limit)
         parts = [_decoded(each, blob, threads) for each in located]
     else:  # other plugins have their say, and they take whole tensors
         parts = [
             (layout_of(name, tensor), iter([bytes_of(tensor)]))
-            for name, tensor in decode(artifact, None, source).tensors.items()
+            for name, tensor in decode(artifact, source).tensors.items()
         ]
     parts = _aligned(parts)
     layouts = [layout for layout, _ in parts]
@@ -70,7 +83,7 @@ def unpack(source: Path, target: Path, threads: int = 1) -> None:
 def _decoded(located: Located, blob: Source, threads: int) -> Part:
     tensor = located.tensor
     layout = tensor.name, tensor.dtype, tensor.shape, tensor.num_bytes
-    return layout, decoded_elements(tensor, blob, located.begin, located.end, threads)
+    return layout, decoded_elements(located, blob, threads)
 
 
 def _aligned(parts: list[Part]) -> list[Part]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from makeweight import hookimpl
 
+from .check import check_coder, running
+
 if TYPE_CHECKING:
     from makeweight import Artifact
 
@@ -15,7 +17,12 @@ if TYPE_CHECKING:
 class Huffman:
     """Code the export without loss: sparse positions, distinct values and exponents by Huffman codes."""
 
-    after: ClassVar[tuple[str, ...]] = ("prune", "cluster", "qat")  # who work on the tensors by name
+    codec: ClassVar[bool] = True  # comes last: others work on the tensors by name
+
+    @hookimpl
+    def on_check(self) -> str:
+        check_coder()
+        return "codes the whole export"
 
     @hookimpl
     def on_export(self, artifact: Artifact) -> None:
@@ -27,8 +34,9 @@ class Huffman:
 
     @hookimpl
     def on_load(self, artifact: Artifact) -> None:
-        from .tensors import coded_sizes, decode_tensors, located_in
+        with running():
+            from .tensors import coded_sizes, decode_tensors, located_in
 
-        blob, located = located_in(artifact.tensors)
+        blob, located = located_in(artifact.tensors, artifact.limit)
         artifact.sizes.update(coded_sizes(located))
         artifact.tensors = decode_tensors(blob, located)

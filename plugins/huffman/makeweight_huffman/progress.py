@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from makeweight.console import console
+from makeweight.plugin import console
 
 
 @contextmanager

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 
 from makeweight import MakeweightError
-from makeweight.lazy import LazyTensors
-from makeweight.stored import DTYPES, Stored, bytes_of, layout_of
+from makeweight.plugin import DTYPES, LazyTensors, Stored, bytes_of, check_names, layout_of
 
-from .codec.bits import Source
+from .codec.bits import Source, read_varint
 from .codec.container import source_of
-from .codec.entries import Located, locate_all
-from .codec.tensor import decode_elements
+from .codec.entries import locate_all
+from .codec.tensor import Located, decode_elements
 from .codec.writer import BlobWriter
 
 BLOB = "huffman"
@@ -52,7 +51,7 @@ class Coded:
         if what.dtype not in DTYPES:
             raise MakeweightError(f"huffman: {what.name!r} is of dtype {what.dtype}, which torch has not")
         data = np.empty(what.num_bytes, np.uint8)
-        decode_elements(what, self.blob, self.located.begin, self.located.end, data)
+        decode_elements(self.located, self.blob, data)
         dtype = DTYPES[what.dtype]
         flat = torch.from_numpy(data).view(dtype) if data.size else torch.empty(0, dtype=dtype)
         return flat.reshape(what.shape)
@@ -63,10 +62,11 @@ def coded_sizes(located: Sequence[Located]) -> dict[str, int]:
     return {each.tensor.name: each.end - each.begin for each in located}
 
 
-def located_in(tensors: Mapping[str, torch.Tensor]) -> tuple[Source, list[Located]]:
+def located_in(tensors: Mapping[str, torch.Tensor], limit: int | None = None) -> tuple[Source, list[Located]]:
     """The blob of a coded file, read in parts if it lies in a file, and where in it each tensor is.
 
-    Raises MakeweightError unless it is there, alone, a vector of bytes, and says what its tensors are.
+    `limit`: bytes that the decoded tensors may take. Raises MakeweightError unless the blob is there, alone, a vector
+    of bytes, and says what its tensors are.
     """
     source = tensors.sources.get(BLOB) if isinstance(tensors, LazyTensors) else tensors.get(BLOB)
     blob: Source | None = None
@@ -76,4 +76,14 @@ def located_in(tensors: Mapping[str, torch.Tensor]) -> tuple[Source, list[Locate
         blob = source_of(source.numpy())
     if blob is None or len(tensors) != 1:
         raise MakeweightError("huffman: expected one tensor 'huffman' of bytes in the file")
-    return blob, locate_all(blob)
+    if len(blob) > 1:
+        check_names(read_varint(blob, 1)[0])
+    located = locate_all(blob)
+    check_names(len(located), (each.tensor.name for each in located))
+    decoded = sum(each.tensor.num_bytes for each in located)
+    if limit is not None and decoded > limit:
+        raise MakeweightError(
+            f"huffman: its tensors take {decoded:,} bytes decoded, more than the {limit:,} allowed: "
+            f"--max-bytes {decoded} of inspect, evaluate and unpack, or limit={decoded} of makeweight.load, allows them"
+        )
+    return blob, located

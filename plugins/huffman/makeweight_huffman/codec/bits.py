@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, overload
 
-from makeweight.errors import MakeweightError
+from makeweight import MakeweightError
 
 
 class FormatError(MakeweightError):

@@ -16,7 +16,7 @@ from makeweight_huffman.codec.bits import FormatError, Source, read_varint
 from makeweight_huffman.codec.codebook import Codebook
 from makeweight_huffman.codec.coder import FieldCoder, Piece, Places, Words, readonly
 from makeweight_huffman.codec.model import CLASSES, DIVISORS
-from makeweight_huffman.codec.plan import Plan
+from makeweight_huffman.codec.plan import FIRST_VERSION, Plan
 from makeweight_huffman.codec.streams import SLACK
 
 SHARES = 4  # of a tensor that is decoded, to each thread
@@ -182,7 +182,8 @@ class BodyCoder:
         if alphabet is None or not self.plan.has_contexts:
             return None
         if self.plan.codebook is None:
-            return alphabet.astype(self._dtype)
+            shift = 0 if self.plan.version == FIRST_VERSION else self.plan.trailing
+            return alphabet.astype(self._dtype) << self._dtype.type(shift)
         known = np.minimum(alphabet, len(self.plan.codebook) - 1)  # what lies beyond is refused when it occurs
         return self.plan.codebook[known].astype(self._dtype)
 

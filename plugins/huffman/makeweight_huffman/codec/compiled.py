@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+class DiskCache(FunctionCache):
+    """numba's cache of machine code, but what cannot be read or written is compiled anew instead of failing."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a damaged file: whatever unpickling raises
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(Exception):  # the disk is full, or a damaged index could not be replaced
+            super().save_overload(sig, data)
+
+
 def kernel(function: Function) -> Function:
-    """Compile at the first call, keep the machine code on disk, and let other threads run meanwhile."""
-    return cast(Function, njit(function, cache=True, nogil=True))
+    """Compile at the first call, keep the machine code on disk where it can be, and let other threads run meanwhile."""
+    compiled = cast(Any, njit(function, nogil=True))
+    with suppress(RuntimeError):  # numba found no folder that it can write to
+        compiled._cache = DiskCache(function)
+    return cast(Function, compiled)
 
 
 @intrinsic

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from makeweight_huffman.codec.bits import FormatError, Source
 from makeweight_huffman.codec.entries import locate_all
-from makeweight_huffman.codec.plan import Plan
-from makeweight_huffman.codec.tensor import LAYOUTS, decode_elements
+from makeweight_huffman.codec.tensor import decode_elements, read_plan
 from makeweight_huffman.codec.writer import BlobWriter
 
 Entry = tuple[str, str, tuple[int, ...], NDArray[np.uint8]]  # name, dtype, shape, little-endian bytes
@@ -58,7 +57,7 @@ def decode(blob: Blob, limit: int | None = None, threads: int = 1) -> list[Entry
     entries = []
     for located in locate_all(source, limit):
         data = np.empty(located.tensor.num_bytes, np.uint8)
-        decode_elements(located.tensor, source, located.begin, located.end, data, threads)
+        decode_elements(located, source, data, threads)
         entries.append((located.tensor.name, located.tensor.dtype, located.tensor.shape, data))
     return entries
 
@@ -77,7 +76,7 @@ def decode_tensor(blob: Blob, out: NDArray[np.uint8], threads: int = 1) -> None:
         raise FormatError(f"the buffer has {out.size} items of {out.dtype}, not {located[0].tensor.num_bytes} of uint8")
     if not (out.flags.c_contiguous and out.flags.writeable):
         raise FormatError("the buffer is not contiguous, or cannot be written to")
-    decode_elements(located[0].tensor, source, located[0].begin, located[0].end, out, threads)
+    decode_elements(located[0], source, out, threads)
 
 
 def describe(blob: Blob, limit: int | None = None) -> list[Description]:
@@ -92,8 +91,7 @@ def describe(blob: Blob, limit: int | None = None) -> list[Description]:
         tensor, size = located.tensor, located.end - located.begin
         representation = "empty"
         if tensor.num_words:
-            plan, _ = Plan.read(source, located.begin, located.end, LAYOUTS[tensor.dtype].word)
-            representation = plan.representation
+            representation = read_plan(located, source)[0].representation
         descriptions.append(
             Description(tensor.name, tensor.dtype, tensor.shape, representation, size, tensor.num_bytes)
         )

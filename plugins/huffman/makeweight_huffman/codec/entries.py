@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from makeweight_huffman.codec.bits import FormatError, Source, read_varint, write_varint
-from makeweight_huffman.codec.tensor import DTYPES, MAX_RANK, Tensor
+from makeweight_huffman.codec.plan import FIRST_VERSION, VERSION
+from makeweight_huffman.codec.tensor import DTYPES, MAX_RANK, Located, Tensor
 
-VERSION = 1
 MANY_DIMENSIONS = 7  # from here on, their number follows the byte that holds it and the dtype
 MAX_SHARED = 127  # bytes that a name takes from the one before; so names take little more than the blob
 CHUNK = 1 << 20
 EXPANSION, ALLOWANCE = 4096, 1 << 16  # a blob decodes to at most its size times the one, and the other
-
-
-@dataclass(frozen=True)
-class Located:
-    """A tensor, and where its body lies in the blob."""
-
-    tensor: Tensor
-    begin: int
-    end: int
 
 
 def encode_name(name: str) -> bytes:
@@ -49,8 +38,9 @@ def padding_of(decoded: int, size: int) -> int:
 
 def locate_all(blob: Source, limit: int | None = None) -> list[Located]:
     """All entries of a blob, their sizes checked against the limits."""
-    if not len(blob) or blob[0] != VERSION:
-        raise FormatError(f"the blob is of version {blob[0] if len(blob) else 'none'}, not {VERSION}")
+    if not len(blob) or not FIRST_VERSION <= blob[0] <= VERSION:
+        version = blob[0] if len(blob) else "none"
+        raise FormatError(f"the blob is of version {version}, not {FIRST_VERSION} to {VERSION}")
     count, at = read_varint(blob, 1)
     allowed = EXPANSION * len(blob) + ALLOWANCE
     allowed = allowed if limit is None else min(allowed, limit)
@@ -68,7 +58,7 @@ def locate_all(blob: Source, limit: int | None = None) -> list[Located]:
         if name in names:
             raise FormatError(f"there are two tensors with the name {tensor.name!r}")
         names.add(name)
-        located.append(Located(tensor, at, at + size))
+        located.append(Located(tensor, at, at + size, blob[0]))
         at += size
     if len(blob) - at != padding_of(decoded, at) or any(
         bytes(blob[begin : begin + CHUNK]).strip(b"\0") for begin in range(at, len(blob), CHUNK)

@@ -36,6 +36,11 @@ class Field:
     def in_context(self) -> bool:
         return self.lengths is not None and len(self.lengths) > 1
 
+    @property
+    def has_highest_bit(self) -> bool:
+        """Whether the field's highest bit is set in some symbol."""
+        return self.alphabet is not None and bool(self.alphabet[-1] >> (self.width - 1))
+
     def write_header(self, writer: BitWriter, contexts: bool) -> None:
         writer.bits(self.alphabet is not None, 1)
         if self.alphabet is None or self.lengths is None:

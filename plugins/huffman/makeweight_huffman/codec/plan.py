@@ -11,6 +11,7 @@ from makeweight_huffman.codec.bits import BitReader, BitWriter, FormatError, Sou
 from makeweight_huffman.codec.fields import Field, read_ascending, write_ascending
 from makeweight_huffman.codec.model import CLASSES, Model, checked_divisor, read_divisors, write_divisors
 
+FIRST_VERSION, VERSION = 1, 2  # of the format; they differ only in the signs that choose among three codes
 MAX_CODEBOOK = 1 << 12  # values
 DENSE_BLOCK, SPARSE_BLOCK = 1 << 18, 1 << 20  # words
 
@@ -53,6 +54,7 @@ class Plan:
 
     width: bits of a word. trailing: the low bits that are zero in all words but the background.
     codebook: distinct words, ascending, (values,) uint64. fields: from the lowest bit up.
+    version: of the format, by which the header is read.
     """
 
     width: int
@@ -60,6 +62,7 @@ class Plan:
     sparse: Sparse | None
     codebook: NDArray[np.uint64] | None
     fields: tuple[Field, ...]
+    version: int = VERSION
 
     @property
     def block(self) -> int:
@@ -107,8 +110,14 @@ class Plan:
         """Whether the field's code may depend on neighbours."""
         return self.sparse is not None and self.sparse.model is not None and len(self.fields) == 1
 
+    @property
+    def oldest_version(self) -> int:
+        """The first version that means the same by this plan; version 1 has words with `trailing` bits positive."""
+        differs = self.trailing > 0 and self.codebook is None and self.has_contexts and self.fields[0].in_context
+        return VERSION if differs and self.fields[0].has_highest_bit else FIRST_VERSION
+
     @staticmethod
-    def read(source: Source, at: int, limit: int, width: int) -> tuple[Plan, int]:
+    def read(source: Source, at: int, limit: int, width: int, version: int) -> tuple[Plan, int]:
         """The plan for words of `width` bits whose header begins at byte `at`, and the byte after the header.
 
         Raises:
@@ -136,7 +145,7 @@ class Plan:
             contexts = sparse is not None and sparse.model is not None and whole and not fields
             fields.append(Field.read_header(reader, shift, step, contexts))
             shift, remaining = shift + step, remaining - step
-        return Plan(width, trailing, sparse, codebook, tuple(fields)), reader.end()
+        return Plan(width, trailing, sparse, codebook, tuple(fields), version), reader.end()
 
 
 def index_width(codebook: NDArray[np.uint64]) -> int:

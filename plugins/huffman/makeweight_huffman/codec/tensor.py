@@ -13,7 +13,7 @@ from makeweight_huffman.codec.bits import FormatError, Source, write_varint
 from makeweight_huffman.codec.body import BodyCoder
 from makeweight_huffman.codec.choice import candidate_plans
 from makeweight_huffman.codec.coder import Words
-from makeweight_huffman.codec.plan import Plan
+from makeweight_huffman.codec.plan import FIRST_VERSION, Plan
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,25 @@ class Tensor:
             raise FormatError(f"tensor {self.name!r} of {self.dtype} does not fill whole bytes: shape {self.shape}")
 
 
-def encode_elements(tensor: Tensor, data: NDArray[np.uint8], keep: Callable[[bytes], None], threads: int = 1) -> bytes:
-    """Code a tensor: `keep` is given its blocks one after the other; what the body has before them is returned.
+@dataclass(frozen=True)
+class Located:
+    """A tensor, where its body lies in the blob, and the blob's version."""
+
+    tensor: Tensor
+    begin: int
+    end: int
+    version: int
+
+
+def encode_elements(
+    tensor: Tensor, data: NDArray[np.uint8], keep: Callable[[bytes], None], threads: int = 1
+) -> tuple[bytes, int]:
+    """Code a tensor: `keep` is given its blocks one after the other.
 
     data: (bytes,), little-endian.
+
+    Returns:
+        What the body has before the blocks, and the first version of the format that reads it so.
 
     Raises:
         FormatError: when the tensor cannot be, or the data are not of its size.
@@ -108,7 +123,7 @@ def encode_elements(tensor: Tensor, data: NDArray[np.uint8], keep: Callable[[byt
             f"tensor {tensor.name!r} has {data.size} bytes of {data.dtype}, not {tensor.num_bytes} of uint8"
         )
     if not tensor.num_words:
-        return b""
+        return b"", FIRST_VERSION
     layout = LAYOUTS[tensor.dtype]
     elements = words_of(np.ascontiguousarray(data), layout.word)
     plan, blocks = _shortest(
@@ -118,28 +133,30 @@ def encode_elements(tensor: Tensor, data: NDArray[np.uint8], keep: Callable[[byt
     for block in blocks:
         keep(block)
         lengths.append(write_varint(len(block)))
-    return plan.to_bytes() + (b"".join(lengths) if len(lengths) > 1 else b"")
+    return plan.to_bytes() + (b"".join(lengths) if len(lengths) > 1 else b""), plan.oldest_version
 
 
-def decode_elements(
-    tensor: Tensor, source: Source, at: int, limit: int, out: NDArray[np.uint8], threads: int = 1
-) -> None:
-    """Fill out (bytes,) with what the body source[at:limit] says.
+def decode_elements(located: Located, source: Source, out: NDArray[np.uint8], threads: int = 1) -> None:
+    """Fill out (bytes,) with what a tensor's body in the blob says.
 
     Raises:
         FormatError: when it is damaged.
     """
-    if coder := _coder_of(tensor, source, at, limit):
-        coder[0].decode(source, coder[1], limit, words_of(out, coder[0].plan.width), threads)
+    if coder := _coder_of(located, source):
+        coder[0].decode(source, coder[1], located.end, words_of(out, coder[0].plan.width), threads)
 
 
-def decoded_elements(
-    tensor: Tensor, source: Source, at: int, limit: int, threads: int = 1
-) -> Iterator[NDArray[np.uint8]]:
+def decoded_elements(located: Located, source: Source, threads: int = 1) -> Iterator[NDArray[np.uint8]]:
     """The same in pieces, (bytes,) each, that take little memory however large the tensor is."""
-    if coder := _coder_of(tensor, source, at, limit):
-        for block in coder[0].decoded(source, coder[1], limit, threads):
+    if coder := _coder_of(located, source):
+        for block in coder[0].decoded(source, coder[1], located.end, threads):
             yield block.view(np.uint8)
+
+
+def read_plan(located: Located, source: Source) -> tuple[Plan, int]:
+    """How a tensor with elements is written, and the byte after its body's header; raises FormatError if damaged."""
+    width = LAYOUTS[located.tensor.dtype].word
+    return Plan.read(source, located.begin, located.end, width, located.version)
 
 
 def words_of(data: NDArray[np.uint8], width: int) -> Words:
@@ -156,11 +173,12 @@ def _shortest(plans: list[Plan], tensor: Tensor, elements: Words, threads: int) 
     return min(tried, key=lambda each: len(each[0].to_bytes()) + sum(map(len, each[1])))
 
 
-def _coder_of(tensor: Tensor, source: Source, at: int, limit: int) -> tuple[BodyCoder, int] | None:
+def _coder_of(located: Located, source: Source) -> tuple[BodyCoder, int] | None:
     """What reads a body, and the byte after its header; None for a tensor without elements."""
+    tensor, size = located.tensor, located.end - located.begin
     if not tensor.num_words:
-        if at != limit:
-            raise FormatError(f"tensor {tensor.name!r} is empty but has {limit - at} bytes")
+        if size:
+            raise FormatError(f"tensor {tensor.name!r} is empty but has {size} bytes")
         return None
-    plan, at = Plan.read(source, at, limit, LAYOUTS[tensor.dtype].word)
+    plan, at = read_plan(located, source)
     return BodyCoder(plan, tensor.num_words, tensor.columns), at

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from makeweight_huffman.codec.bits import FormatError, write_varint
-from makeweight_huffman.codec.entries import CHUNK, VERSION, encode_name, padding_of, write_entry
+from makeweight_huffman.codec.entries import CHUNK, encode_name, padding_of, write_entry
+from makeweight_huffman.codec.plan import FIRST_VERSION
 from makeweight_huffman.codec.tensor import Tensor, encode_elements
 
 
@@ -31,6 +32,7 @@ class BlobWriter:
         self._names: set[bytes] = set()
         self._previous = b""
         self._decoded = 0
+        self._version = FIRST_VERSION  # the first that all tensors so far can be read by
 
     def add(self, name: str, dtype: str, shape: tuple[int, ...], data: NDArray[np.uint8]) -> None:
         """Code a tensor. data: (bytes,), little-endian.
@@ -43,7 +45,8 @@ class BlobWriter:
             raise FormatError(f"there are two tensors with the name {name!r}")
         tensor = Tensor(name, dtype, tuple(shape))
         self._waiting = 0
-        header = encode_elements(tensor, data, self._keep, self._threads)
+        header, version = encode_elements(tensor, data, self._keep, self._threads)
+        self._version = max(self._version, version)
         entry = write_entry(tensor, self._previous, encoded)
         self._heads.append((entry + write_varint(len(header) + self._waiting) + header, self._waiting))
         self._names.add(encoded)
@@ -79,7 +82,7 @@ class BlobWriter:
 
     @property
     def _start(self) -> bytes:
-        return bytes([VERSION]) + write_varint(len(self._heads))
+        return bytes([self._version]) + write_varint(len(self._heads))
 
     @property
     def _unpadded(self) -> int:

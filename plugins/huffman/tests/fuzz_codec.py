@@ -1,4 +1,4 @@
-"""A million mutations of blobs and of whole files, `make fuzz`: python -m plugins.huffman.tests.fuzz [ROUNDS [SEED]].
+"""A million mutations of blobs and of whole files: python -m plugins.huffman.tests.fuzz_codec [ROUNDS [SEED]].
 
 A tenth of the rounds are said as they are done. It ends with an error at the first mutation that is taken otherwise
 than it should; its seed and number find it again.
