@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn, Protocol
 
 from .errors import MakeweightError, UsageError, did_you_mean
+from .interrupt import Interrupted, Signals, ending
 from .plugins import COMMANDS, installed
 
 
@@ -36,25 +37,35 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `trainer` with these words, those of the process unless given. Returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if words == ["--version"]:
-            print(f"makeweight {version('makeweight')}")
-            return 0
-        if words == ["help"]:
-            words = ["--help"]
-        if words and not words[0].startswith("-"):
-            return run_verb(words[0], words[1:])
-        train(words)
+    with Signals(at_once=True) as signals:
+        try:
+            return run(words)
+        except (MakeweightError, Interrupted, KeyboardInterrupt) as error:
+            with signals.held():
+                return explain(error)
+
+
+def run(words: list[str]) -> int:
+    """Do what the words say. Returns the exit code."""
+    if words == ["--version"]:
+        print(f"makeweight {version('makeweight')}")
         return 0
-    except MakeweightError as error:
-        if isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0":
-            return error.exit_code  # the machine's first process has said it
-        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        print(f"trainer: error: {error}{notes}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("trainer: interrupted", file=sys.stderr)
-        return 130
+    if words == ["help"]:
+        words = ["--help"]
+    if words and not words[0].startswith("-"):
+        return run_verb(words[0], words[1:])
+    run_training(words)
+    return 0
+
+
+def explain(error: BaseException) -> int:
+    """Say in one line why the command ends. Returns the exit code."""
+    if isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0":
+        return error.exit_code  # the machine's first process has said it
+    kind = "error: " if isinstance(error, MakeweightError) else ""
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    print(f"trainer: {kind}{str(error) or 'interrupted'}{notes}", file=sys.stderr)
+    return int(getattr(error, "exit_code", 130))
 
 
 def command() -> NoReturn:
@@ -63,6 +74,7 @@ def command() -> NoReturn:
         code: Any = main()
     except SystemExit as ended:
         code = ended.code
+    ending()
     if "LOCAL_RANK" in os.environ and (code is None or isinstance(code, int)):
         # gloo's threads outlive the process group. On a busy machine one may still let go of a tensor while the
         # interpreter is torn down, which aborts a process that has done all its work: so it is not torn down.
@@ -73,19 +85,14 @@ def command() -> NoReturn:
     raise SystemExit(code)
 
 
-def train(words: list[str]) -> None:
+def run_training(words: list[str]) -> None:
     """Parse and run. torch is not imported before the command line is known to be right."""
     from .arguments import parse
 
     configuration = parse(words)
-    from .interrupt import Interrupted
-    from .run import run
+    from .train_command import train
 
-    try:
-        run(configuration)
-    except Interrupted as interrupted:
-        print(f"trainer: {interrupted}", file=sys.stderr)
-        raise SystemExit(interrupted.exit_code) from None
+    train(configuration)
 
 
 def run_verb(verb: str, words: list[str]) -> int:

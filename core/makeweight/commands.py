@@ -6,8 +6,15 @@ import argparse
 from pathlib import Path
 
 from .console import console, print_table
-from .errors import MakeweightError
 from .plugins import COMMANDS, distribution, installed
+
+
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """Add the option of verbs that decode a file: how many bytes its tensors may take."""
+    parser.add_argument(
+        "--max-bytes", type=int, metavar="N",
+        help="that the file's decoded tensors may take; 1 GiB or 64 times the file's size unless given",
+    )  # fmt: skip
 
 
 class Plugins:
@@ -33,6 +40,7 @@ class Inspect:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("file", type=Path, help="an export, or any safetensors file")
+        add_limit(parser)
 
     def run(self, arguments: argparse.Namespace) -> None:
         from .artifact import open_any
@@ -40,7 +48,7 @@ class Inspect:
         from .summary import tensor_facts, value_facts
 
         path: Path = arguments.file
-        artifact = open_any(path)
+        artifact = open_any(path, arguments.max_bytes)
         size = path.stat().st_size
         rows = []
         for name, tensor in artifact.tensors.items():
@@ -53,7 +61,7 @@ class Inspect:
         header = ["tensor", "shape", "dtype", "density", "distinct", "entropy", "bits", "bytes", "share"]
         print_table(console(), header, rows)
         plugins = f", written with {', '.join(artifact.metadata)}" if artifact.metadata else ""
-        print(f"{path}: {size:,} bytes, {len(rows)} tensors{plugins}")
+        console().print(f"{path}: {size:,} bytes, {len(rows)} tensors{plugins}")
 
 
 class Report:
@@ -63,11 +71,8 @@ class Report:
         parser.add_argument("run", type=Path, help="a run directory")
 
     def run(self, arguments: argparse.Namespace) -> None:
-        from .report import print_summary, read_run, write_report
+        from .finished import read_run
+        from .report import print_summary, write_report
 
-        try:
-            write_report(arguments.run)
-            print_summary(console(), read_run(arguments.run)[0], arguments.run)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise MakeweightError(f"{arguments.run}: its summary, metrics or config is damaged: {reason}") from error
+        write_report(arguments.run)
+        print_summary(console(), read_run(arguments.run)[0], arguments.run)

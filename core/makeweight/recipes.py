@@ -8,32 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from .errors import UsageError
+from .untrusted import MOST_YAML, parse_yaml, read_text
 
 
 def load_yaml(text: str) -> Any:
-    """YAML 1.2, where `1e-3` is a number, `no` a word and `010` ten; YAML 1.1 loaders disagree on all three."""
-    return YAML(typ="safe", pure=True).load(text)
+    """The value of a word on the command line. Raises UsageError for what is no YAML."""
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not YAML that can be read: {error}") from error
 
 
 def read(path: Path) -> dict[str, Any]:
     """A recipe as a dict, with dashes in keys turned to underscores. Raises UsageError for what is no recipe."""
     try:
-        recipe = load_yaml(path.read_text(encoding="utf-8"))
+        recipe = parse_yaml(read_text(path, MOST_YAML))
     except OSError as error:
         raise UsageError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except RecursionError as error:
-        raise UsageError(f"recipe {path} is not YAML that can be read: it is nested too deeply") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"recipe {path} is not YAML: it is not text") from error
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise UsageError(
-            f"recipe {path} is not YAML: {getattr(error, 'problem', None) or 'unreadable'}{where}"
-        ) from error
+    except ValueError as error:
+        raise UsageError(f"recipe {path} is not YAML that can be read: {error}") from error
     if not isinstance(recipe, dict):
         raise UsageError(f"recipe {path} holds a {type(recipe).__name__}: expected a table of options, 'epochs: 10'")
     return underscored(recipe)

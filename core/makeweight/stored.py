@@ -20,11 +20,14 @@ import numpy as np
 import torch
 
 from .errors import MakeweightError
+from .untrusted import parse_json
 
 HEADER_LIMIT = 100_000_000
 """bytes of header that safetensors itself accepts at most"""
 RANK_LIMIT = 64
 """dimensions of a tensor, as many as torch allows"""
+MOST_TENSORS, LONGEST_NAME = 1 << 17, 1 << 10
+"""tensors of a file, and characters of a name, that are read"""
 
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
@@ -86,8 +89,11 @@ class FileBytes:
 
     def read(self, begin: int = 0, end: int | None = None) -> memoryview:
         """These bytes in memory of their own, which may be written to."""
-        buffer = memoryview(bytearray((len(self) if end is None else end) - begin))
-        at = 0
+        size, at = (len(self) if end is None else end) - begin, 0
+        try:
+            buffer = memoryview(bytearray(size))
+        except MemoryError as error:
+            raise MakeweightError(f"{self.path}: there is no memory for {size:,} bytes of it") from error
         with self._lock:
             try:
                 self._file.seek(self._begin + begin)
@@ -135,14 +141,17 @@ def read_header(file: FileBytes) -> tuple[list[Stored], dict[str, str]]:
     """
     text = header_bytes(file)
     try:
-        header = json.loads(text)
-        json.dumps(header, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        header = parse_json(text)
         metadata = header.pop("__metadata__", None) or {}
         ranges = {name: (*each["data_offsets"], each["dtype"], each["shape"]) for name, each in header.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise MakeweightError(f"{file.path} is damaged: its header is not that of a safetensors file") from error
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise MakeweightError(f"{file.path} is damaged: its metadata is no table of text")
+    try:
+        check_names(len(ranges), ranges)
+    except MakeweightError as error:
+        raise MakeweightError(f"{file.path}: {error}") from error
     for name, facts in ranges.items():
         if problem := _problem(*facts) if len(facts) == 4 else "has offsets that are no pair":
             raise MakeweightError(f"{file.path} is damaged: {name!r} {problem}")
@@ -157,12 +166,23 @@ def read_header(file: FileBytes) -> tuple[list[Stored], dict[str, str]]:
     return stored, metadata
 
 
+def check_names(count: int, names: Iterable[str] = ()) -> None:
+    """Raise MakeweightError for more tensors than are read from a file, or for a name that is too long."""
+    if count > MOST_TENSORS:
+        raise MakeweightError(f"it holds {count:,} tensors: expected at most {MOST_TENSORS:,}")
+    for name in names:
+        if len(name) > LONGEST_NAME:
+            raise MakeweightError(f"a tensor's name has {len(name):,} characters: expected at most {LONGEST_NAME:,}")
+
+
 def _problem(begin: Any, end: Any, dtype: Any, shape: Any) -> str:
     """What is wrong with an entry of a header; nothing where it is right."""
     if not isinstance(shape, list) or len(shape) > RANK_LIMIT:
         return f"has a shape that is no list of at most {RANK_LIMIT} numbers"
     if any(type(number) is not int or not 0 <= number < 1 << 63 for number in (begin, end, *shape)):
         return "has a shape or offsets that are no counts"
+    if math.prod(max(number, 1) for number in shape) >= 1 << 63:
+        return f"has the shape {shape}, which is too large"
     if not isinstance(dtype, str) or dtype not in BITS:
         return f"is of dtype {dtype!r}, not one of {', '.join(BITS)}"
     if 8 * (end - begin) != BITS[dtype] * math.prod(shape):
@@ -189,20 +209,30 @@ def bytes_of(tensor: torch.Tensor) -> np.ndarray:
     return array
 
 
-def write_in_pieces(path: Path, tensors: Iterable[Layout], metadata: Mapping[str, str], pieces: Iterable[Any]) -> None:
-    """Write a safetensors file whose data come in pieces of any length, the tensors' one after the other.
+def header_size(tensors: Iterable[Layout], metadata: Mapping[str, str]) -> int:
+    """The bytes before the data of a safetensors file."""
+    return 8 + len(_header(tensors, metadata))
 
-    Its bytes are those of safetensors' own writer for tensors in this order.
-    """
+
+def _header(tensors: Iterable[Layout], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for name, dtype, shape, size in tensors:
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    return text + b" " * (-len(text) % 8)
+
+
+def write_in_pieces(path: Path, tensors: Iterable[Layout], metadata: Mapping[str, str], pieces: Iterable[Any]) -> None:
+    """Write a safetensors file whose data come in pieces of any length, the tensors' one after the other.
+
+    Its bytes are those of safetensors' own writer for tensors in this order.
+    """
+    tensors = list(tensors)
+    header, expected = _header(tensors, metadata), sum(size for *_, size in tensors)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(len(header).to_bytes(8, "little") + header)
         written = sum(file.write(piece) for piece in pieces)
-    if written != at:
-        raise AssertionError(f"{written} bytes came for tensors of {at}")
+    if written != expected:
+        raise AssertionError(f"{written} bytes came for tensors of {expected}")
