@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 
-from makeweight import load_tensors
+from makeweight import LoopOptions, Run, Stage, Trainer, hookimpl, load_tensors
 from makeweight.cli import main
 from makeweight.testing import free_port
 
@@ -26,6 +27,32 @@ needs_mnist = pytest.mark.skipif(
 )
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
 """one thread: what is compared bit for bit is not to depend on how a machine cuts a sum"""
+
+
+@dataclass(eq=False)
+class Watch:
+    """A plugin that calls a function with the trainer in every step, between the forward and the backward."""
+
+    look: Callable[[Trainer], None]
+
+    @hookimpl
+    def on_init(self, trainer: Trainer) -> None:
+        def looked(batch: Any, output: Any) -> torch.Tensor:
+            self.look(trainer)
+            return output.sum() * 0
+
+        trainer.losses["look"] = looked
+
+
+def run_stages(
+    model: torch.nn.Module, data: Any, *stages: tuple[LoopOptions, dict[str, Any]], watch: Any = None, **settings: Any
+) -> Run:
+    """A quiet run of stages, each its options and its plugins, whose every step `watch` sees."""
+    watching = {} if watch is None else {"watch": Watch(watch)}
+    made = [Stage(options, {**plugins, **watching}) for options, plugins in stages]
+    run = Run(model, data, data, made, **settings)
+    run.fit()
+    return run
 
 
 def command(*words: object) -> list[str]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from makeweight.augment import crop_flip, shift
-from makeweight.optimizers import build_optimizer, learning_rate
+from makeweight.errors import UsageError
+from makeweight.optimizers import build_optimizer, learning_rate, parameter_groups
 from makeweight.options import StageOptions
 from makeweight.seeding import StepSeed, mix, sample_noise
 
@@ -36,14 +37,21 @@ def test_warmup_rises_from_zero_and_the_schedule_takes_what_remains() -> None:
 
 
 def test_optimizers_are_those_named() -> None:
-    parameter = torch.nn.Parameter(torch.zeros(2))
-    sgd = build_optimizer([parameter], StageOptions(momentum=0.8))
+    named = {"fc.weight": torch.nn.Parameter(torch.zeros(2)), "fc.bias": torch.nn.Parameter(torch.zeros(1))}
+    sgd = build_optimizer(parameter_groups(named, [], 0.0), StageOptions(momentum=0.8))
     assert isinstance(sgd, torch.optim.SGD)
     assert sgd.param_groups[0]["nesterov"]
     assert sgd.param_groups[0]["lr"] == 0.03
-    adamw = build_optimizer([parameter], StageOptions(optimizer="adamw", weight_decay=0.05))
+    groups = parameter_groups(named, [(["*.bias"], {"weight_decay": 0.0, "lr_scale": 2.0})], 0.05)
+    adamw = build_optimizer(groups, StageOptions(optimizer="adamw"))
     assert isinstance(adamw, torch.optim.AdamW)
-    assert adamw.param_groups[0]["weight_decay"] == 0.05
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0.05, 0.0]
+    assert [len(group["params"]) for group in adamw.param_groups] == [1, 1]
+    assert adamw.param_groups[1]["params"][0] is named["fc.bias"]
+    with pytest.raises(UsageError, match=r"no parameter matches 'fc\.wait': did you mean 'fc\.weight'"):
+        parameter_groups(named, [(["fc.wait"], {})], 0.0)
+    with pytest.raises(UsageError, match="no parameter to train"):
+        parameter_groups({"a": torch.nn.Parameter(torch.zeros(1), requires_grad=False)}, [], 0.0)
 
 
 def test_mix_is_splitmix64() -> None:

@@ -22,7 +22,7 @@ from makeweight.artifact import read
 from makeweight.models import LeNet300
 from makeweight.options import Options
 from makeweight.plugins import load_class
-from makeweight.run import load_data
+from makeweight.session import Session
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- pairs of plugins: python -m tests.test_composition -->\n", "<!-- end of pairs -->\n"
@@ -77,7 +77,7 @@ PROMISES: dict[str, Callable[[Trainer, dict[str, torch.Tensor], Path], bool]] = 
 @cache
 def outcome(*names: str) -> str:
     """`yes` where a short run keeps all promises and reads back equal; the reason where it is refused."""
-    data = load_data(Options(), None)
+    data = Session(Options()).data
     plugins = {name: load_class(name)(**OPTIONS[name]) for name in names}
     torch.manual_seed(0)
     model = LeNet300((1, 8, 8), 10)

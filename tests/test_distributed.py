@@ -86,7 +86,7 @@ class Record:
     @hookimpl
     def on_epoch_end(self, trainer, metrics):
         prune = trainer.plugins.by_name["prune"]
-        self.masks.append({name: digest(mask) for name, mask in prune.masks.items()})
+        self.masks.append({name: digest(mask) for name, mask in prune.masks(trainer).items()})
         if trainer.accelerator.process_index == 1 and trainer.epoch == 3:
             trainer.stop("the second process asks to")
 

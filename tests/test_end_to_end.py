@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 import makeweight
 from makeweight import Trainer, data, load, load_tensors, models
+from makeweight.masks import Masks
 from makeweight_huffman import Huffman
 from makeweight_kd import Distillation
 from makeweight_prune import Prune
@@ -162,7 +163,7 @@ def test_resnet18_gets_heads_after_its_stages_and_none_in_the_export(
     resnet: tuple[Trainer, Path, data.Data],
 ) -> None:
     run, path, _ = resnet
-    assert list(run.auxiliary) == ["kd"]
+    assert list(run.auxiliary) == ["kd", "kd_adapters"]
     assert len(run.auxiliary["kd"]) == 3  # type: ignore[arg-type]
     for name in ("layer1", "layer2", "layer3"):
         assert len(run.model.get_submodule(name)._forward_hooks) == 1, name
@@ -303,7 +304,7 @@ def test_a_teacher_read_from_a_file_teaches_a_smaller_student(tmp_path: Path) ->
 def test_a_sparsity_that_is_not_reached_is_an_error_and_no_export_is_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Prune, "_project", lambda self, trainer: None)
+    monkeypatch.setattr(Masks, "apply", lambda self: None)
     assert here("--plugins", "prune", "--epochs", 1, "--out", tmp_path / "run") == 1
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1

@@ -13,10 +13,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from makeweight import Artifact, Trainer, hookimpl, hookspecs
-from makeweight.artifact import decode, read, write
+from makeweight.artifact import attach, decode, read, write
 from makeweight.models import LeNet300
+from makeweight.options import StageOptions
 from makeweight.programs import program
 from makeweight.state import exported_state, restore
+from makeweight.structure import Structure
+from makeweight.task import Task
 
 HOOKS = [name for name, spec in vars(hookspecs).items() if hasattr(spec, "makeweight_spec")]
 
@@ -27,13 +30,23 @@ class Recorder:
     name: str = ""
 
     @hookimpl
-    def on_init(self, trainer: Trainer) -> str:
-        self.calls.append(f"{self.name}on_init")
-        return "nothing"
+    def on_check(self, options: StageOptions, model: nn.Module | None, batch: Any, task: Task) -> str:
+        self.calls.append(f"{self.name}on_check")
+        assert model is None or task.forward(model, batch).shape == (len(batch[0]), 10)
+        return f"{options.epochs} epochs"
 
     @hookimpl
-    def on_stage_start(self) -> None:
-        self.calls.append(f"{self.name}on_stage_start")
+    def on_structure(self, trainer: Trainer) -> Structure | None:
+        self.calls.append(f"{self.name}on_structure{' ending' if trainer.ending else ''}")
+        return None
+
+    @hookimpl
+    def on_build(self, model: nn.Module, record: dict[str, Any]) -> None:
+        self.calls.append(f"{self.name}on_build")
+
+    @hookimpl
+    def on_init(self, trainer: Trainer) -> None:
+        self.calls.append(f"{self.name}on_init")
 
     @hookimpl(wrapper=True)
     def on_batch(self, trainer: Trainer, batches: list[Any]) -> Generator[None, Any, Any]:
@@ -58,8 +71,12 @@ class Recorder:
         self.calls.append(f"{self.name}on_program")
 
     @hookimpl
-    def on_load(self, artifact: Artifact, model: nn.Module | None) -> None:
+    def on_load(self, artifact: Artifact) -> None:
         self.calls.append(f"{self.name}on_load")
+
+    @hookimpl
+    def on_attach(self, artifact: Artifact, model: nn.Module) -> None:
+        self.calls.append(f"{self.name}on_attach")
 
     @hookimpl
     def on_evaluate(self, artifact: Artifact, model: nn.Module) -> dict[str, nn.Module]:
@@ -88,26 +105,28 @@ def test_hooks_fire_in_the_order_of_the_picture(tmp_path: Path) -> None:
     run.export(tmp_path / "model.safetensors")
     program(run)
     epoch = ["before", "after"] * 2 + ["on_epoch_end"]
-    assert calls == ["on_init", "on_stage_start", *epoch, *epoch, "on_export", "on_program"]
+    begin = ["on_check", "on_structure", "on_init"]
+    assert calls == [*begin, *epoch, *epoch, "on_structure ending", "on_export", "on_program"]
     assert metrics["recorded"] == 1.0
 
 
 def test_the_first_named_is_called_first_and_is_the_outermost_wrapper() -> None:
     calls: list[str] = []
     trainer(Recorder(calls, "a "), Recorder(calls, "b "), epochs=1, batch_size=64).fit()
-    assert calls == ["a on_init", "b on_init", "a on_stage_start", "b on_stage_start", "a before", "b before",
-                     "b after", "a after", "a on_epoch_end", "b on_epoch_end"]  # fmt: skip
+    hooks = ["on_check", "on_structure", "on_init", "before", "after", "on_epoch_end", "on_structure ending"]
+    expected = [f"{name} {hook}" for hook in hooks for name in ("ba" if hook == "after" else "ab")]
+    assert calls == expected
 
 
-def test_loading_undoes_in_the_reverse_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_runs_in_reverse_order_and_attaching_forwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    write(Artifact({"x": torch.ones(2)}, {"a": {}, "b": {"k": [1]}}), tmp_path / "x.safetensors")
+    write(Artifact({}, {"a": {}, "b": {"k": [1]}}), tmp_path / "x.safetensors")
     monkeypatch.setattr("makeweight.artifact.installed", lambda: {"a": None, "b": None})
     monkeypatch.setattr("makeweight.artifact.load_class", lambda name: lambda: Recorder(calls, f"{name} "))
     artifact = read(tmp_path / "x.safetensors")
     assert artifact.metadata == {"a": {}, "b": {"k": [1]}}
-    decode(artifact, None, "x")
-    assert calls == ["b on_load", "a on_load"]
+    attach(decode(artifact, "x"), nn.Linear(1, 2), "x")
+    assert calls == ["b on_load", "a on_load", "a on_attach", "b on_attach"]
 
 
 def test_a_plain_on_batch_replaces_the_step_and_wrappers_still_run() -> None:

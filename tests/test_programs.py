@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from makeweight import MakeweightError, Trainer, hookspecs
+from makeweight import MakeweightError, Trainer, hookimpl, hookspecs
 from makeweight.models import LeNet300
 from makeweight.programs import program, write_programs
 
@@ -40,9 +41,19 @@ class Normed(nn.Module):
         return {"logits": self.fc(self.dropout(self.norm(self.conv(x)).flatten(1)))}
 
 
-def trained(model: nn.Module) -> Trainer:
+@dataclass(eq=False)
+class Halve:
+    """A plugin that lets the first Linear layer compute with half of its weight."""
+
+    @hookimpl
+    def on_init(self, trainer: Trainer) -> None:
+        layer = next(each for each in trainer.layers().values() if isinstance(each, nn.Linear))
+        parametrize.register_parametrization(layer, "weight", Halved())
+
+
+def trained(model: nn.Module, *plugins: object) -> Trainer:
     data = (torch.randn(64, 1, 8, 8), torch.randint(0, 10, (64,)))
-    run = Trainer(model, data, epochs=1, batch_size=16)
+    run = Trainer(model, data, plugins=plugins, epochs=1, batch_size=16)
     run.journal.console.quiet = True
     run.fit()
     return run
@@ -57,10 +68,8 @@ def onnx_output(path: Path, x: torch.Tensor) -> Any:
 
 @pytest.mark.parametrize("make", [lambda: LeNet300((1, 8, 8), 10), Normed])
 def test_programs_compute_what_the_model_does_for_any_batch(make: Any, tmp_path: Path) -> None:
-    model = make()
-    parametrize.register_parametrization(next(iter(m for m in model.modules() if isinstance(m, nn.Linear))), "weight",
-                                         Halved())  # fmt: skip
-    run = trained(model)
+    run = trained(make(), Halve())
+    assert any(parametrize.is_parametrized(module) for module in run.model.modules())
     sizes = write_programs(run, ["safetensors", "onnx", "pt2"], tmp_path)
     assert sizes == {name: (tmp_path / name).stat().st_size for name in ("model.onnx", "model.pt2")}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.pt2"]

@@ -1,11 +1,8 @@
-"""A stranger's plugin, installed by pip as anyone's would be, does all that ours do."""
+"""Strangers' plugins, installed by pip as anyone's would be, do all that ours do."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import subprocess
-import sys
+import ast
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,32 +10,22 @@ import pytest
 
 from makeweight.testing import TWO_BATCHES, PluginConformance, run_trainer
 
+from .helpers_structure import strangers
+
 
 @pytest.fixture(scope="module", autouse=True)
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    target = tmp_path_factory.mktemp("site")
-    source = tmp_path_factory.mktemp("source") / "acme"
-    source.mkdir()
-    for file in (Path(__file__).parent / "third_party").iterdir():
-        if file.is_file():
-            (source / file.name).write_bytes(file.read_bytes())
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--target", str(target), str(source)], check=True)
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(target)
-    sys.path.insert(0, str(target))
-    importlib.invalidate_caches()
-    yield
-    sys.path.remove(str(target))
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield from strangers(tmp_path_factory)
 
 
-class TestStranger(PluginConformance):
+class TestMaxNorm(PluginConformance):
     name = "maxnorm"
     options = {"limit": 0.25}
+
+
+class TestHalves(PluginConformance):
+    name = "halves"
+    options = {"layers": "fc1*", "batches": 1}
 
 
 def test_its_option_its_hook_and_its_verb_work_beside_ours(tmp_path: Path) -> None:
@@ -50,8 +37,23 @@ def test_its_option_its_hook_and_its_verb_work_beside_ours(tmp_path: Path) -> No
     assert all(norm <= 0.2501 for norm in norms.values())
 
 
-def test_it_is_listed_with_its_distribution_and_its_verb(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("plugin", "distribution", "verb"),
+    [("maxnorm", "acme-maxnorm 1.2", "norms"), ("halves", "acme-halves 1.0", ""), ("drop", "acme-halves 1.0", "")],
+)
+def test_it_is_listed_with_its_distribution_and_its_verb(
+    plugin: str, distribution: str, verb: str, tmp_path: Path
+) -> None:
     listed = run_trainer(["plugins"], tmp_path).stdout
-    line = next(line for line in listed.splitlines() if line.strip().startswith("maxnorm"))
-    assert "acme-maxnorm 1.2" in line
-    assert "norms" in line
+    line = next(line for line in listed.splitlines() if line.strip().startswith(plugin))
+    assert distribution in line
+    assert verb in line
+
+
+@pytest.mark.parametrize("file", ["acme_maxnorm.py", "acme_halves/halves.py", "acme_halves/drop.py"])
+def test_it_imports_makeweight_and_its_module_for_plugins_and_nothing_else_of_the_core(
+    file: str, installed: Path
+) -> None:
+    tree = ast.parse((installed / file).read_text(encoding="utf-8"))
+    imported = {each.module for each in ast.walk(tree) if isinstance(each, ast.ImportFrom)}
+    assert {name for name in imported if name and name.startswith("makeweight")} <= {"makeweight", "makeweight.plugin"}

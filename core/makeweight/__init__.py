@@ -10,15 +10,23 @@ if TYPE_CHECKING:
     from .data import Data
     from .errors import MakeweightError, UsageError
     from .hookspecs import hookimpl
+    from .options import LoopOptions, Stage
+    from .run import Run
     from .trainer import Trainer
 
-__version__ = "0.1.0"
-__all__ = ["Artifact", "Data", "MakeweightError", "Trainer", "UsageError", "hookimpl", "load", "load_tensors"]
+__version__ = "0.2.0"
+__all__ = [
+    "Artifact", "Data", "LoopOptions", "MakeweightError", "Run", "Stage", "Trainer", "UsageError", "hookimpl", "load",
+    "load_tensors",
+]  # fmt: skip
 
 _HOME = {
     "Artifact": "artifact",
     "Data": "data",
+    "LoopOptions": "options",
     "MakeweightError": "errors",
+    "Run": "run",
+    "Stage": "options",
     "Trainer": "trainer",
     "UsageError": "errors",
     "hookimpl": "hookspecs",

@@ -37,10 +37,13 @@ def plugin_options(plugin: Any) -> dict[str, Any]:
     return {field.name: getattr(plugin, field.name) for field in fields(plugin) if field.init}
 
 
-def parse(argv: Sequence[str]) -> Configuration:
-    """Parse a training command line. Raises UsageError in one line; --help prints and raises SystemExit(0)."""
+def parse(argv: Sequence[str], beside: Path | None = None) -> Configuration:
+    """Parse a training command line. Raises UsageError in one line; --help prints and raises SystemExit(0).
+
+    Where it names no recipe, options come from the file `beside`, whose code has to be trusted.
+    """
     words = dict(_words(argv))
-    recipe, name = _read_recipe(words)
+    recipe, name = _read_recipe(words, beside)
     names = words.pop("plugins") if "plugins" in words else recipe.get("plugins")
     recipe["plugins"] = _names(names)
     classes = {plugin: load_class(plugin) for plugin in recipe["plugins"]}
@@ -87,15 +90,23 @@ def _words(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def _read_recipe(words: dict[str, str]) -> tuple[dict[str, Any], str]:
-    """The recipe named by --recipe; without one, --resume goes on with what the run directory says it was."""
+def _read_recipe(words: dict[str, str], beside: Path | None) -> tuple[dict[str, Any], str]:
+    """The recipe named by --recipe; without one that `beside`, or with --resume what the run directory says it was.
+
+    Raises UsageError for a recipe that was not named and names code, unless a run of this user wrote it.
+    """
     if "recipe" in words:
         path = Path(words.pop("recipe"))
         return recipes.read(path), str(path)
-    saved = Path(words.get("out", ".")) / "config.yaml"
-    if words.get("resume") == "true" and "out" in words and saved.exists():
-        return recipes.read(saved), str(saved)
-    return {}, ""
+    if beside is None and words.get("resume") == "true" and "out" in words:
+        beside = Path(words["out"]) / "config.yaml"
+    if beside is None or not beside.exists():
+        return {}, ""
+    from . import trust  # takes a while, and --help needs none of it
+
+    recipe = recipes.read(beside)
+    trust.check(recipe, beside, words)
+    return recipe, str(beside)
 
 
 def _names(given: Any) -> list[str]:

@@ -155,22 +155,52 @@ class Batches:
             mine = mine.to(self.device)
         yield from self._fetch(mine.split(self.local), 0)
 
-    def first(self) -> Any:
-        """The first examples of the data set as a micro-batch, the same in every process, without augmentation."""
-        first = torch.arange(min(self.local, self.examples), device=self.device)
-        if not isinstance(self.data, Tensors):
-            return next(self._fetch([first], 0))
-        batch = self.data.take(first)
-        return with_channels_last(batch) if self.channels_last else batch
+    def samples(self, count: int, balanced: bool = False) -> list[Any]:
+        """`count` micro-batches of the data set, the same in every process, without augmentation.
+
+        They are its first examples; balanced, the first of each class in turn. Raises UsageError for a data set
+        without classes.
+        """
+        most = min(count * self.local, self.examples)
+        indices = self._in_turn(most) if balanced else torch.arange(most)
+        if isinstance(self.data, Tensors):
+            batches = [self.data.take(part) for part in indices.to(self.device).split(self.local)]
+        else:
+            plain = self.data.plain() if hasattr(self.data, "plain") else self.data
+            batches = list(self._load(indices.split(self.local), 0, plain))
+        return [with_channels_last(batch) for batch in batches] if self.channels_last else batches
+
+    def _in_turn(self, count: int) -> Tensor:
+        """The indices of the first example of each class, then of the second of each, and so on: [at most count]."""
+        labels = self._labels()
+        ranks = torch.zeros_like(labels)
+        for label in labels.unique():
+            of_class = labels == label
+            ranks[of_class] = torch.arange(int(of_class.sum()))
+        return (ranks * (int(labels.max()) + 1) + labels).argsort(stable=True)[:count]
+
+    def _labels(self) -> Tensor:
+        """The class of every example, int64 [N]."""
+        if isinstance(self.data, Tensors):
+            columns = self.data.columns
+            labels: Any = columns.get("labels") if isinstance(columns, dict) else columns[-1]
+        else:
+            labels = getattr(self.data, "targets", None)
+            if labels is None:
+                labels = [self.data[index][1] for index in range(self.examples)]
+        found = None if labels is None else torch.as_tensor(labels).cpu()
+        if found is None or found.ndim != 1 or found.is_floating_point():
+            raise UsageError("balanced samples: expected one class for each example")
+        return found.long()
 
     def _fetch(self, parts: Any, epoch: int) -> Iterator[Any]:
         batches = self._take(parts, epoch) if isinstance(self.data, Tensors) else self._load(parts, epoch)
         return map(with_channels_last, batches) if self.channels_last else batches
 
-    def _load(self, parts: Any, epoch: int) -> Iterator[Any]:
+    def _load(self, parts: Any, epoch: int, data: Any = None) -> Iterator[Any]:
         keys = [[(epoch, index) for index in part.tolist()] for part in parts]
         loader: DataLoader[Any] = DataLoader(
-            _Seeded(self.data, self.seed),
+            _Seeded(self.data if data is None else data, self.seed),
             batch_sampler=keys,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",

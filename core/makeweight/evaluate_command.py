@@ -7,14 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .commands import add_limit
 from .console import console, print_table
-from .errors import UsageError
+from .errors import MakeweightError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from .arguments import Configuration
+    from .batches import Batches
     from .comparison import Measured
+    from .session import Session
+
+SECONDS_OF_TWO = 60.0
+"""that a program may take for its first two examples"""
 
 
 class Evaluate:
@@ -28,6 +33,7 @@ class Evaluate:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("file", type=Path, help="an export of safetensors, or a model.onnx")
         parser.add_argument("--recipe", help="the recipe it was made with; config.yaml beside the file unless given")
+        add_limit(parser)
         parser.add_argument("--no-latency", action="store_true", help="do not time anything")
 
     def run(self, arguments: argparse.Namespace) -> None:
@@ -36,74 +42,59 @@ class Evaluate:
             raise UsageError(f"{path} is a program for others to run: expected a safetensors file or a model.onnx")
         if not path.is_file():
             raise UsageError(f"{path}: there is no such file")
-        configuration = configuration_of(arguments)
         import torch
 
-        from .accelerators import new_accelerator
-        from .batches import Batches, as_dataset
         from .comparison import SIZES, compare
-        from .models import build, check
-        from .onnx_model import OnnxModel
-        from .programs import check_installed, explained, first_two, onnx_bytes
-        from .run import load_data
-        from .task import Task
+        from .session import Session
 
-        options = configuration.options
-        check(options.model)
-        task = Task.named(options.criterion, options.forward, options.metric)
-        data = load_data(options, None)
-        plain, model = (build(options.model, data.input_shape, data.num_classes) for _ in range(2))
-        accelerator = new_accelerator(options.precision)
-        test = as_dataset(data.test, "test")
-        batches = {size: Batches(test, size, accelerator.device, training=False, channels_last=options.channels_last)
-                   for size in SIZES[: 1 if arguments.no_latency else None]}  # fmt: skip
-        if path.suffix == ".onnx":  # beside the plain model as onnxruntime runs it
+        if path.suffix == ".onnx":
+            from .programs import check_installed
+
             check_installed(["onnx"])
-            with explained("the plain model"):
-                plain = OnnxModel(onnx_bytes(plain.eval(), first_two(next(batches[SIZES[0]].in_order()))))
-            ways: dict[str, nn.Module] = {path.name: OnnxModel(path)}
+        session = Session.of_file(arguments)
+        batches = {size: session.batches(session.data.test, size)
+                   for size in SIZES[: 1 if arguments.no_latency else None]}  # fmt: skip
+        if path.suffix == ".onnx":
+            plain, ways = _onnx_ways(path, session, batches[SIZES[0]])
         else:
-            ways = _ways(path, configuration, model)
-        print_measured(compare(plain, ways, batches, task, accelerator))
-        threads = f", {torch.get_num_threads()} threads" if accelerator.device.type == "cpu" else ""
+            plain, ways = session.original(), _ways(path, session, arguments.max_bytes)
+        print_measured(compare(plain, ways, batches, session.task, session.accelerator))
+        device = session.accelerator.device.type
+        threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
         examples, size = batches[SIZES[0]].examples, path.stat().st_size
-        print(f"{examples:,} examples, {size:,} bytes; on {accelerator.device.type}{threads}")
+        print(f"{examples:,} examples, {size:,} bytes; on {device}{threads}")
 
 
-def configuration_of(arguments: argparse.Namespace) -> Configuration:
-    """The options under which `arguments.file` was made, those of the words in `arguments.options` before all.
+def _onnx_ways(path: Path, session: Session, test: Batches) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """The original network and a file's, both run by onnxruntime."""
+    from .onnx_model import SECONDS, OnnxModel
+    from .programs import explained, first_two, onnx_bytes
 
-    What lies beside the file is a file from somewhere, not a command: code that it names is run only when its recipe
-    is named on the command line.
-    """
-    from .arguments import parse
-
-    beside = arguments.file.parent / "config.yaml"
-    recipe = arguments.recipe or (str(beside) if beside.exists() else None)
-    words = arguments.options
-    configuration = parse(["--recipe", recipe, *words] if recipe else words)
-    if recipe and not arguments.recipe:
-        said = {word.partition("=")[0] for word in words}
-        for key in ("model", "data", "criterion", "forward", "metric"):
-            value = getattr(configuration.options, key) or ""
-            if ":" in value and not value.startswith(("timm:", "imagefolder:")) and f"--{key}" not in said:
-                raise UsageError(f"{beside} names code, {key} {value}: to trust it, say --recipe {beside}")
-    return configuration
+    examples = first_two(next(test.in_order()))
+    with explained("the plain model"):
+        plain = OnnxModel(onnx_bytes(session.original().eval(), examples))
+    program = OnnxModel(path, SECONDS_OF_TWO)
+    if isinstance(examples, tuple):
+        expected, given = (list(model(*examples).shape) for model in (plain, program))
+        if given != expected:
+            raise MakeweightError(f"{path} gives a tensor of shape {given}, the model {expected}: it is another one")
+    program.seconds = SECONDS
+    return plain, {path.name: program}
 
 
-def _ways(path: Path, configuration: Configuration, model: nn.Module) -> dict[str, nn.Module]:
+def _ways(path: Path, session: Session, limit: int | None) -> dict[str, nn.Module]:
     """The model read back from an export, and the further ways to run it that the plugins in the file offer."""
-    from .artifact import decode, read
+    from .artifact import attach, load_plain
     from .plugins import Plugins, load_class
-    from .state import restore
 
-    artifact = decode(read(path), model, path)
-    restore(model, artifact.tensors, str(path))
+    model = session.original()
+    artifact = load_plain(path, model, limit)
+    attach(artifact, model, path)
     ways = {path.name: model}
-    others = {name: load_class(name)() for name in artifact.metadata if name not in configuration.plugins}
-    plugins = Plugins(configuration.plugins | others)
-    for name in plugins.by_name:
-        ways |= plugins.call(name, "on_evaluate", artifact=artifact, model=model) or {}
+    others = {name: load_class(name)() for name in artifact.metadata if name not in session.plugins}
+    for name, plugin in (session.plugins | others).items():
+        found = Plugins({name: plugin}).call(name, "on_evaluate", artifact=artifact, model=model)
+        ways |= found or {}
     return ways
 
 

@@ -6,10 +6,11 @@ from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, convert_outputs_to_fp32, find_batch_size
+from accelerate.utils import convert_outputs_to_fp32, find_batch_size
 from torch import nn
 
 from .batches import Batches
+from .modes import evaluating
 from .task import Task, target_of
 
 
@@ -20,11 +21,9 @@ def evaluate(
 
     With an accelerator it runs in the training's precision and its result is reduced over the processes.
     """
-    training = model.training
     sums = torch.zeros(3, dtype=torch.float64)  # metric, loss, examples
     measured = True
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for batch in batches.in_order():
             with accelerator.autocast() if accelerator else nullcontext():
                 output = convert_outputs_to_fp32(task.forward)(model, batch)
@@ -33,15 +32,7 @@ def evaluate(
             examples = find_batch_size(batch)
             total = 0.0 if values is None else float(values.sum())
             sums += torch.tensor([total, float(task.loss(batch, output)) * examples, examples], dtype=sums.dtype)
-    model.train(training)
     if accelerator is not None and batches.processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), "sum")
     metric, loss, examples = sums.tolist()
     return ({task.metric_name: metric / examples} if measured else {}) | {"loss": loss / examples}
-
-
-def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give every process the first one's buffers: batch norm's statistics differ by what each has seen."""
-    if accelerator.num_processes > 1:
-        for buffer in model.buffers():
-            buffer.copy_(broadcast(buffer.clone()))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from .augment import SHIFT, Augment, crop_flip, shift
 from .batches import Tensors
@@ -39,10 +39,24 @@ class Images:
 
 
 class Transformed(Dataset[Any]):
-    """A data set of (image, class) whose images go through a transform one by one."""
+    """A data set of (image, class) whose images go through a transform one by one.
 
-    def __init__(self, data: Any, transform: Any) -> None:
-        self.data, self.transform = data, transform
+    `plain` gives the same images without augmentation, where `unaugmented` says how they are made.
+    """
+
+    def __init__(self, data: Any, transform: Any, unaugmented: Any = None) -> None:
+        self.data, self.transform, self.unaugmented = data, transform, unaugmented
+
+    def plain(self) -> Transformed:
+        return self if self.unaugmented is None else Transformed(self.data, self.unaugmented)
+
+    @property
+    def targets(self) -> Any:
+        """The classes of all examples, None where only reading the images tells."""
+        if isinstance(self.data, Subset):
+            whole = getattr(self.data.dataset, "targets", None)
+            return None if whole is None else [whole[index] for index in self.data.indices]
+        return getattr(self.data, "targets", getattr(self.data, "labels", None))
 
     def __len__(self) -> int:
         return len(self.data)
@@ -56,14 +70,17 @@ def ready(data: Any, statistics: Statistics, size: int, augment: str = "none") -
     """A split with images [C, size, size], normalised and augmented: in memory as float32, or read one by one."""
     fits = isinstance(data, Images) and 4 * data.pixels.shape[1] * size * size * len(data) <= MEMORY
     if not fits:
-        return Transformed(data, file_transform(size, statistics, augment))
+        return Transformed(data, file_transform(size, statistics, augment), file_transform(size, statistics, "none"))
     pixels = data.pixels
     if pixels.shape[-2:] != (size, size):
         from torchvision.transforms.v2.functional import resize
 
         pixels = resize(pixels, [size, size], antialias=True)
     if augment == "auto":
-        return Transformed(Images(pixels, data.labels), auto_transform(size, statistics))
+        from torchvision.transforms import v2
+
+        plain = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(*statistics)])
+        return Transformed(Images(pixels, data.labels), auto_transform(size, statistics), plain)
     mean, deviation = (torch.tensor(each).view(-1, 1, 1) for each in statistics)
     black = (-mean / deviation).flatten()
     functions: dict[str, Augment | None] = {

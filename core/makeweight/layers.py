@@ -42,6 +42,23 @@ def by_glob(model: nn.Module, value: Value | dict[str, Value], glob: str = "*") 
     return {name: chosen[name] for name in layers(model) if name in chosen}
 
 
+def parameter(model: nn.Module, name: str) -> nn.Parameter:
+    """The parameter that the optimizer updates under a plain name, `fc1.weight`, whether or not it is parametrized.
+
+    Raises KeyError for a name that the model does not have.
+    """
+    layer, _, kind = name.rpartition(".")
+    try:
+        module = model.get_submodule(layer)
+        found = module._parameters.get(kind)
+        if found is None:
+            found = module.parametrizations[kind].original  # type: ignore[index,union-attr]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise KeyError(name) from error
+    assert isinstance(found, nn.Parameter)
+    return found
+
+
 def leaf_weight(module: nn.Module) -> nn.Parameter:
     """The weight that the optimizer updates: the one behind the parametrization where there is one."""
     weight = module._parameters.get("weight")  # asking torch whether it is parametrized costs ten times as much

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UsageError, did_you_mean
-from .references import resolve
+from .references import import_installed, resolve
 from .resnets import RESNETS
 
 
@@ -93,8 +93,7 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int | None, seed
         if name in OWN:
             return OWN[name](input_shape, num_classes)
         if name.startswith("timm:"):
-            import timm
-
+            timm: Any = import_installed("timm")
             return timm.create_model(_timm_name(name), num_classes=num_classes, in_chans=input_shape[0])
         return _from_torchvision(name, input_shape[0], num_classes)
 
@@ -113,7 +112,7 @@ def _from_reference(name: str, input_shape: tuple[int, ...], num_classes: int | 
 def _from_torchvision(name: str, in_channels: int, num_classes: int) -> nn.Module:
     from torchvision.models import get_model
 
-    # These two return extra outputs while training unless told not to; what the heads are for, kd does.
+    # These two return auxiliary outputs while training unless told not to.
     extra: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     return with_input_channels(get_model(name, weights=None, num_classes=num_classes, **extra), in_channels)
 
@@ -138,7 +137,7 @@ def _torchvision_names() -> list[str]:
 
 def _timm_name(name: str) -> str:
     try:
-        import timm
+        timm: Any = import_installed("timm")
     except ImportError as error:
         raise UsageError(f"model {name} needs timm: pip install 'makeweight[timm]'") from error
     known = timm.list_models()

@@ -69,9 +69,9 @@ class StageOptions:
 
 @dataclass
 class Stage:
-    """One stage of a run: what it trains with, and an instance of each plugin that holds the stage's options."""
+    """One stage of a run: what it trains with, and its plugin instances by name, made from the stage's options."""
 
-    options: StageOptions
+    options: LoopOptions
     plugins: dict[str, Any]
 
 
@@ -93,6 +93,8 @@ class LoopOptions(StageOptions):
     """lay images out with their channels last, which makes most convolutions faster"""
     checkpoint_every: int | None = None
     """optimizer steps between checkpoints; an epoch unless given"""
+    keep_checkpoints: int = 2
+    """checkpoints kept: the newest ones"""
     tracker: str | None = None
     """also log to this tracker of accelerate's: tensorboard, wandb, …"""
 
@@ -104,6 +106,7 @@ class LoopOptions(StageOptions):
         require(0 <= self.seed < 1 << 63, "seed", self.seed, "0 <= seed < 2^63")
         require(self.checkpoint_every is None or self.checkpoint_every >= 1, "checkpoint_every",
                 self.checkpoint_every, "at least 1")  # fmt: skip
+        require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
 
 
 @dataclass
@@ -124,6 +127,9 @@ class Options(LoopOptions):
     """what is done to training images: moved by up to a twentieth, cropped and mirrored, or AutoAugment's policy too"""
     validation: float = 0.1
     """fraction (below 1) or number of training examples held out for the metrics of each epoch"""
+    threads: int | None = None
+    """threads of the CPU: other numbers add up in another order. One for light networks unless given; config.yaml says
+    how many a run had"""
     weights: str | None = None
     """starting weights: an export, or any safetensors file"""
     criterion: str | None = None
@@ -148,6 +154,7 @@ class Options(LoopOptions):
         share = 0 <= self.validation < 1 or (self.validation >= 1 and self.validation == int(self.validation))
         require(share, "validation", self.validation, "a fraction below 1, or a whole number of examples")
         require(self.image_size is None or self.image_size >= 1, "image_size", self.image_size, "at least 1")
+        require(self.threads is None or 0 <= self.threads <= 4096, "threads", self.threads, "0 (a GPU's) to 4096")
         require(set(self.formats) <= set(FORMATS), "export", self.export, f"one or more of {', '.join(FORMATS)}")
 
     @property

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions
+from traceback import walk_tb
 from typing import Any
 
 import pluggy
@@ -19,8 +21,15 @@ COMMANDS = "makeweight.commands"
 
 
 def installed(group: str = GROUP) -> dict[str, EntryPoint]:
-    """The entry points of a group by name, none of them imported."""
-    return {entry.name: entry for entry in sorted(entry_points(group=group), key=lambda entry: entry.name)}
+    """The entry points of a group by name, none of them imported.
+
+    The working directory, which `references.resolve` puts into sys.path as "", is not searched.
+    """
+    found: dict[str, EntryPoint] = {}
+    for each in distributions(path=[entry for entry in sys.path if entry]):
+        for entry in each.entry_points.select(group=group):
+            found.setdefault(entry.name, entry)
+    return dict(sorted(found.items()))
 
 
 def distribution(entry: EntryPoint) -> str:
@@ -51,7 +60,7 @@ def load_class(name: str) -> type:
         raise UsageError(
             f"{where}: option {needed[0]!r} has no default: files are read with a plugin as it is by default"
         )
-    if name in Options.__dataclass_fields__:
+    if name in Options.__dataclass_fields__ or name == "makeweight":
         raise UsageError(f"{where}: an option of the trainer has the same name")
     return cls
 
@@ -77,6 +86,10 @@ def check_hooks(cls: type, where: str) -> None:
                     f"{where}: hook {name!r} has no argument {sorted(unknown)[0]!r}: it may take "
                     f"{', '.join(sorted(specs[name]))}"
                 )
+    if hasattr(cls, "after"):
+        raise UsageError(
+            f"{where}: 'after' went with contract 0: a codec says 'codec = True', and others need no order"
+        )
     if not hooks:
         raise UsageError(f"{where}: {cls.__name__} has no hook: choose from {', '.join(specs)}")
     if cls.__eq__ is not object.__eq__:
@@ -102,32 +115,19 @@ def name_of(plugin: object) -> str:
 
 
 def check_order(plugins: dict[str, Any]) -> None:
-    """Refuse plugins that say of each other that they cannot go together, or not in this order.
+    """Refuse plugins that say of each other that they cannot go together, and a codec that does not come last.
 
-    `after` holds names of plugins; `conflicts` too, or maps each name to the reason.
+    `conflicts` holds names of plugins, or maps each name to the reason.
     """
-    names = list(plugins)
     for name, plugin in plugins.items():
         conflicts = getattr(plugin, "conflicts", ())
         for other in conflicts:
             if other in plugins:
                 reason = f" ({conflicts[other]})" if isinstance(conflicts, Mapping) else ""
                 raise UsageError(f"plugins {name!r} and {other!r} cannot be used together{reason}: leave one out")
-    order: list[str] = []
-
-    def place(name: str, above: tuple[str, ...] = ()) -> None:
-        if name in above:
-            raise UsageError(f"plugins {' and '.join(above)} each ask to come after the other: leave one out")
-        for other in getattr(plugins[name], "after", ()):
-            if other in plugins and other not in order:
-                place(other, (*above, name))
-        if name not in order:
-            order.append(name)
-
-    for name in names:
-        place(name)
-    if order != names:
-        raise UsageError(f"plugins {','.join(names)} are in an order that cannot work: use {','.join(order)}")
+    order = sorted(plugins, key=lambda name: bool(getattr(plugins[name], "codec", False)))
+    if order != list(plugins):
+        raise UsageError(f"plugins {','.join(plugins)} are in an order that cannot work: use {','.join(order)}")
 
 
 class Plugins:
@@ -157,6 +157,12 @@ class Plugins:
         if len(replacing) > 1:
             raise UsageError(f"plugins {' and '.join(replacing)} both replace the training step: leave one out")
 
+    def with_hook(self, hook: str) -> list[str]:
+        """The names of the plugins that implement a hook, in their order."""
+        return [
+            name for name, plugin in self.by_name.items() if hasattr(getattr(plugin, hook, None), "makeweight_impl")
+        ]
+
     def call(self, name: str, hook: str, **arguments: Any) -> Any:
         """Call a hook on one plugin alone, and return its result."""
         others = [plugin for plugin in self.manager.get_plugins() if plugin is not self.by_name[name]]
@@ -164,31 +170,31 @@ class Plugins:
         return results[0] if results else None
 
     def blame(self, error: BaseException) -> None:
-        """Add a note to an exception that names the plugin whose code raised it, if one's did.
+        """Add a note to an exception that names the plugin whose code raised it, if one's did."""
+        name = self._raised_by(error)
+        note = f"in plugin {name!r}"
+        if name is not None and note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
-        The frames are walked from the inside out as far as pluggy's own, so that an error of the training step is
-        not laid on the wrappers around it; this costs nothing until something is raised.
+    def _raised_by(self, error: BaseException) -> str | None:
+        """The plugin in whose code the innermost frame lies, up to pluggy's own: wrappers around it are not at fault.
+
+        This costs nothing until something is raised.
         """
-        found = installed()
-        packages = {found[name].module.partition(".")[0]: name for name in self.by_name if name in found}
-        frames = []
-        trace = error.__traceback__
-        while trace is not None:
-            frames.append(trace.tb_frame)
-            trace = trace.tb_next
-        for frame in reversed(frames):
-            module = frame.f_globals.get("__name__", "").partition(".")[0]
-            if module == "pluggy":
-                return
-            written_in = (frame.f_globals.get("__name__"), frame.f_code.co_qualname)
-            name = packages.get(module) or next(
-                (name for name, plugin in self.by_name.items() if _is_part(type(plugin), *written_in)), None
-            )
-            if name is not None:
-                note = f"in plugin {name!r}"
-                if note not in getattr(error, "__notes__", ()):
-                    error.add_note(note)
-                return
+        homes = {name: type(plugin).__module__ for name, plugin in self.by_name.items()}
+        for frame in reversed([frame for frame, _ in walk_tb(error.__traceback__)]):
+            module = frame.f_globals.get("__name__", "")
+            if module.partition(".")[0] == "pluggy":
+                return None
+            package = module.partition(".")[0]
+            inside = [name for name, home in homes.items() if home.partition(".")[0] == package and name in installed()]
+            own = [name for name in inside if homes[name] == module]
+            if len(inside) == 1 or own:  # of several plugins in a package the one whose module it is
+                return (own or inside)[0]
+            for name, plugin in self.by_name.items():
+                if _is_part(type(plugin), module, frame.f_code.co_qualname):
+                    return name
+        return None
 
 
 def _is_part(cls: type, module: str | None, qualname: str) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from .hookspecs import hookimpl
@@ -34,6 +36,12 @@ class Step:
     @hookimpl
     def on_batch(self, trainer: Trainer, batches: list[Any]) -> Tensor:
         return trainer.take_step(batches)
+
+
+def zero_of(tensors: Iterable[Tensor]) -> Tensor | float:
+    """A zero whose gradient with respect to these tensors is zero: it keeps them in the graph of a step."""
+    empty = [tensor.reshape(-1)[:0] for tensor in tensors]
+    return torch.cat(empty).sum() if empty else 0.0
 
 
 class WithAuxiliary(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from .artifact import Artifact
 from .state import exported_state
+from .stored import header_size, layout_of
 
 CONTROL_LIMIT = 64 << 20
 """bytes of dense float32 up to which zstd -19 is run as a control"""
@@ -23,23 +24,37 @@ PIECE = 1 << 20
 
 
 def export_summary(
-    out: Path, written: Artifact, model: nn.Module, metrics: dict[str, float], metric: str
+    out: Path, written: Artifact, model: nn.Module, original: nn.Module, metrics: dict[str, float], metric: str
 ) -> dict[str, Any]:
-    """The `export` table of summary.json; `metrics` are those of the file read back."""
+    """The `export` table of summary.json; `metrics` are those of the file read back.
+
+    `dense_bytes` are those of the original network in plain float32, whatever became of its structure.
+    """
     path = out / "model.safetensors"
     size = path.stat().st_size
     dense = {name: tensor.cpu() for name, tensor in exported_state(model).items()}
     plain = save({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in dense.items()})
+    dense_bytes = plain_size(exported_state(original)) if written.records else len(plain)
     return {
         "path": path.name,
         "bytes": size,
-        "dense_bytes": len(plain),
-        "ratio": round(len(plain) / size, 3),
+        "dense_bytes": dense_bytes,
+        "plain_bytes": len(plain),
+        "ratio": round(dense_bytes / size, 3),
         metric: metrics[metric],
         "loss": metrics["loss"],
         "controls": controls(plain),
         "tensors": [tensor_facts(name, tensor, written.sizes.get(name)) for name, tensor in dense.items()],
     }
+
+
+def plain_size(state: Mapping[str, torch.Tensor]) -> int:
+    """The bytes of a safetensors file of these tensors in float32."""
+    layouts = []
+    for name, tensor in sorted(state.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        layouts.append(layout_of(name, torch.empty(tensor.shape, dtype=dtype, device="meta")))
+    return header_size(layouts, {}) + sum(layout[3] for layout in layouts)
 
 
 def controls(plain: bytes) -> dict[str, int]:

@@ -6,13 +6,15 @@
         name = "prune"
         options = {"sparsity": 0.5}
 
-The plugin must be installed. Runs are real ones: processes of their own, on scikit-learn's digits.
+The plugin must be installed. Runs are real ones: processes of their own, on scikit-learn's digits. The tests need
+pytest.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +23,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import pytest
+
 from .plugins import load_class
 
 TWO_BATCHES = ["--model", "lenet300", "--data", "digits", "--epochs", "1", "--batch-size", "646"]
@@ -28,11 +32,11 @@ TWO_BATCHES = ["--model", "lenet300", "--data", "digits", "--epochs", "1", "--ba
 
 
 def run_trainer(
-    words: list[str], cwd: Path, processes: int = 1, **environment: str
+    words: list[str], cwd: Path, processes: int = 1, code: int = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """`trainer` with these words in a process of its own, or under `accelerate launch` in several on the CPU.
 
-    Raises AssertionError, with what it printed, where it fails.
+    Raises AssertionError, with what it printed, where it does not end with the exit code.
     """
     command = [sys.executable, "-m", "makeweight", *words]
     if processes > 1:
@@ -42,7 +46,7 @@ def run_trainer(
         command = [sys.executable, *launch, *port, "-m", "makeweight", *words]
     variables = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment
     done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == code, f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done
 
 
@@ -54,19 +58,38 @@ def free_port() -> int:
 
 
 class PluginConformance:
-    """What holds for every plugin. Set `name`, and `options` that make it do something in two steps."""
+    """What holds for every plugin. Set `name`, and `options` that make it do something in two steps.
+
+    `second_stage` holds options that change in the second stage of the runs that have two.
+    """
 
     name: ClassVar[str]
     options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    second_stage: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def words(self, out: Path, *more: str) -> list[str]:
         """A run of two batches with the plugin on."""
         options = [word for key, value in self.options.items() for word in self._option(key, value)]
-        return ["--plugins", self.name, *TWO_BATCHES, *options, "--out", str(out), *more]
+        checkpoints = ["--checkpoint-every", "1", "--keep-checkpoints", "9"]
+        return ["--plugins", self.name, *TWO_BATCHES, *options, *checkpoints, "--out", str(out), *more]
+
+    def staged_words(self, cwd: Path, out: Path, *more: str) -> list[str]:
+        """A run of two stages of two batches each."""
+        stages = [{"epochs": 1}, {"epochs": 1, self.name: dict(self.second_stage)}]
+        (cwd / "stages.yaml").write_text(json.dumps({"stages": stages}))
+        return self.words(out, "--recipe", "stages.yaml", *more)
 
     def _option(self, key: str, value: Any) -> list[str]:
         text = value if isinstance(value, str) else json.dumps(value)
         return [f"--{self.name}.{key.replace('_', '-')}", text]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def finished(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """The directory of a finished run, with checkpoints after both of its steps."""
+        folder = tmp_path_factory.mktemp(cls.name)
+        run_trainer(cls().words(folder / "run"), folder)
+        return folder / "run"
 
     def test_loads_by_its_entry_point(self) -> None:
         cls = load_class(self.name)
@@ -83,33 +106,121 @@ class PluginConformance:
         assert f"plugin {self.name}" in shown
         assert "torch is imported: False" in shown
 
-    def test_trains_two_batches_and_reads_its_export_back_equal(self, tmp_path: Path) -> None:
-        run_trainer(self.words(tmp_path / "run"), tmp_path)
-        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    def test_trains_two_batches_and_reads_its_export_back_equal(self, finished: Path) -> None:
+        summary = read_summary(finished)
         assert summary["steps"] == 2
         assert summary["plugins"] == [self.name]
         assert summary["export"]["accuracy"] == summary["accuracy"]
         assert summary["export"]["loss"] == summary["loss"]
 
-    def test_a_run_that_was_broken_off_resumes_to_the_same_bits(self, tmp_path: Path) -> None:
+    def test_its_export_gives_a_fresh_original_the_outputs_of_the_trained_network(self, tmp_path: Path) -> None:
         import torch
 
-        from .artifact import load_tensors
+        from . import Trainer, load
+        from .modes import evaluating
+        from .options import Options
+        from .session import Session
 
-        run_trainer(self.words(tmp_path / "whole"), tmp_path)
-        run_trainer(self.words(tmp_path / "broken", "--checkpoint-every", "1"), tmp_path)
-        first, second = sorted((tmp_path / "broken" / "checkpoints").iterdir())
-        assert first.name == "step-000000001"
-        for path in (second, tmp_path / "broken" / "model.safetensors"):
-            path.rename(tmp_path / f"gone {path.name}")
-        run_trainer(self.words(tmp_path / "broken", "--checkpoint-every", "1", "--resume"), tmp_path)
-        whole, broken = (load_tensors(tmp_path / run / "model.safetensors") for run in ("whole", "broken"))
-        assert list(whole) == list(broken)
-        assert all(torch.equal(whole[name], broken[name]) for name in whole)
+        session = Session(Options(validation=0.1))
+        plugin = load_class(self.name)(**self.options)
+        trainer = Trainer(session.original(), session.data.train, session.data.validation, {self.name: plugin},
+                          epochs=1, batch_size=646)  # fmt: skip
+        trainer.fit()
+        trainer.export(tmp_path / "model.safetensors")
+        assert trainer.export_size() == (tmp_path / "model.safetensors").stat().st_size
+        restored = load(tmp_path / "model.safetensors", session.original())
+        x = session.data.validation[0:50][0]
+        with torch.no_grad(), evaluating(trainer.model), evaluating(restored):
+            assert torch.equal(trainer.model(x), restored(x))
 
-    def test_trains_in_two_processes(self, tmp_path: Path) -> None:
-        run_trainer(self.words(tmp_path / "run"), tmp_path, processes=2)
-        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-        assert summary["processes"] == 2
-        assert summary["steps"] == 2
+    def test_a_run_that_was_broken_off_resumes_to_the_same_bits(self, finished: Path, tmp_path: Path) -> None:
+        broken = break_off(finished, tmp_path / "broken")
+        run_trainer(self.words(broken, "--resume"), tmp_path)
+        assert_same_tensors(finished, broken)
+
+    def test_a_run_may_start_from_an_export_and_its_own_is_read_on_the_original(
+        self, finished: Path, tmp_path: Path
+    ) -> None:
+        run_trainer(self.words(tmp_path / "again", "--weights", str(finished / "model.safetensors")), tmp_path)
+        summary = read_summary(tmp_path / "again")
         assert summary["export"]["accuracy"] == summary["accuracy"]
+        assert summary["export"]["loss"] == summary["loss"]
+
+    def test_two_stages_resume_in_the_second_to_the_same_bits(self, tmp_path: Path) -> None:
+        run_trainer(self.staged_words(tmp_path, tmp_path / "whole"), tmp_path)
+        assert read_summary(tmp_path / "whole")["steps"] == 4
+        broken = break_off(tmp_path / "whole", tmp_path / "broken")
+        assert max(path.name for path in (broken / "checkpoints").iterdir()) == "step-000000003-stage-001"
+        run_trainer(self.staged_words(tmp_path, broken, "--resume"), tmp_path)
+        assert_same_tensors(tmp_path / "whole", broken)
+
+    def test_trains_two_stages_in_two_processes_on_different_data(self, tmp_path: Path) -> None:
+        """Each process has its own half of every batch."""
+        run_trainer(self.staged_words(tmp_path, tmp_path / "run"), tmp_path, processes=2)
+        summary = read_summary(tmp_path / "run")
+        assert summary["processes"] == 2
+        assert summary["steps"] == 4
+        assert summary["export"]["accuracy"] == summary["accuracy"]
+
+    def test_a_record_of_a_later_number_is_refused_with_the_version_to_install(
+        self, finished: Path, tmp_path: Path
+    ) -> None:
+        from . import checkpoint
+        from .artifact import load_plain, read, write
+        from .errors import MakeweightError
+        from .options import Options
+        from .session import Session
+
+        artifact = read(finished / "model.safetensors")
+        later = [each._replace(record=each.record | {"number": 1000}) for each in artifact.records]
+        numbered = isinstance(artifact.metadata.get(self.name), dict)
+        if not later and not numbered:
+            pytest.skip(f"{self.name} writes no record of its own")
+        if numbered:
+            artifact.metadata[self.name]["number"] = 1000
+        artifact.records = later
+        artifact.tensors = dict(artifact.tensors)
+        write(artifact, tmp_path / "later.safetensors")
+        with pytest.raises(MakeweightError, match=r"pip install '.+>=.+'"):
+            load_plain(tmp_path / "later.safetensors", Session(Options()).original())
+        if later:
+            broken = break_off(finished, tmp_path / "broken")
+            newest = max((broken / "checkpoints").iterdir())
+            parts = checkpoint.load(newest)
+            for record in parts["structure"]["records"]:
+                record[2]["number"] = 1000
+            shutil.rmtree(newest)
+            checkpoint.save(newest.parent, 1, parts)
+            failed = run_trainer(self.words(broken, "--resume"), tmp_path, code=1)
+            assert failed.stderr.count("\n") == 1
+            assert "pip install" in failed.stderr
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """summary.json of a run directory."""
+    found: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+def break_off(finished: Path, broken: Path) -> Path:
+    """A copy of a finished run as if it had been killed before its last step's checkpoint was written. Returns it."""
+    shutil.copytree(finished, broken)
+    root = broken / "checkpoints"
+    last = max(path.name for path in root.iterdir()).removesuffix("-end")
+    for path in root.glob(f"{last}*"):
+        shutil.rmtree(path)
+    for name in ("model.safetensors", "summary.json", "report.html"):
+        (broken / name).unlink()
+    return broken
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    """The exports of two run directories hold the same tensors, bit for bit."""
+    import torch
+
+    from .artifact import load_tensors
+
+    ours, theirs = (load_tensors(run / "model.safetensors") for run in (one, other))
+    assert list(ours) == list(theirs)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch.nn.functional import cross_entropy
 
 from makeweight.models import LeNet300
-from makeweight.optimizers import build_optimizer
+from makeweight.optimizers import build_optimizer, parameter_groups
 from makeweight.options import StageOptions
 from makeweight.plugins import load_class
 from makeweight.seeding import StepSeed
@@ -40,7 +40,8 @@ def model() -> LeNet300:
 def bare(accelerate: bool = False) -> float:
     """Microseconds a step of a plain loop, or of one written as Accelerate's documentation does."""
     network, (pixels, labels) = model(), data()
-    optimizer = build_optimizer(network.parameters(), StageOptions())
+    options = StageOptions()
+    optimizer = build_optimizer(parameter_groups(dict(network.named_parameters()), [], options.weight_decay), options)
     accelerator = Accelerator() if accelerate else None
     if accelerator:
         network, optimizer = accelerator.prepare(network, optimizer)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .kmeans import initial_centroids, kmeans, nearest
+
+MOST_LARGER = 64
+"""times as many elements as now that a parameter may have had before a change of structure"""
 
 
 @dataclass
@@ -20,6 +25,8 @@ class Codebook:
     """[k] int64, members of each cluster"""
     positions: Tensor
     """[n] int64, the members' places in the flat tensor"""
+    shape: list[int]
+    """of the tensor"""
     latent: Tensor | None = None
     """[n] where each member would be had it moved alone, kept where clusters are to change"""
 
@@ -31,7 +38,7 @@ class Codebook:
         """On the device of `tensor`."""
         device = tensor.device
         latent = None if self.latent is None else self.latent.to(device)
-        return Codebook(self.values.to(device), self.sizes.to(device), self.positions.to(device), latent)
+        return Codebook(self.values.to(device), self.sizes.to(device), self.positions.to(device), self.shape, latent)
 
 
 def make_codebook(weight: Tensor, count: int, how: str = "linear", generator: torch.Generator | None = None,
@@ -43,20 +50,77 @@ def make_codebook(weight: Tensor, count: int, how: str = "linear", generator: to
     values = members.unique() if len(members) else flat.new_zeros(1)
     if len(values) > count:
         values = kmeans(members, initial_centroids(members.double(), count, how, generator)).to(flat.dtype)
-    return _grouped(values, positions, members, keep_latent)
+    return _grouped(values, positions, members, list(weight.shape), keep_latent)
 
 
 def regroup(book: Codebook, living: Tensor) -> Codebook:
     """The same values, each living member now with the one nearest to its latent place; the others are dropped."""
     assert book.latent is not None
-    return _grouped(book.values.sort().values, book.positions[living], book.latent[living], True)
+    return _grouped(book.values.sort().values, book.positions[living], book.latent[living], book.shape, True)
 
 
-def _grouped(values: Tensor, positions: Tensor, members: Tensor, keep_latent: bool) -> Codebook:
+def labels_of(book: Codebook) -> tuple[Tensor, Tensor | None]:
+    """The number of each element's cluster, -1 where it has none, and where it would be: both of the tensor's shape."""
+    count = math.prod(book.shape)
+    labels = torch.full((count,), -1, dtype=torch.int64, device=book.positions.device)
+    labels[book.positions] = torch.arange(len(book.values), device=labels.device).repeat_interleave(book.sizes)
+    if book.latent is None:
+        return labels.view(book.shape), None
+    latent = book.latent.new_zeros(count)
+    latent[book.positions] = book.latent
+    return labels.view(book.shape), latent.view(book.shape)
+
+
+def from_labels(values: Tensor, labels: Tensor, latent: Tensor | None) -> Codebook:
+    """The codebook of these values with which `labels_of` gives these tensors."""
+    flat = labels.flatten()
+    positions = (flat >= 0).nonzero().flatten()
+    order = flat[positions].argsort(stable=True)
+    positions = positions[order]
+    sizes = torch.bincount(flat[positions], minlength=len(values))
+    kept = None if latent is None else latent.flatten()[positions]
+    return Codebook(values, sizes, positions, list(labels.shape), kept)
+
+
+def checked(state: Any) -> Codebook:
+    """A codebook as it stands in a checkpoint, which is untrusted. Raises ValueError for what is no codebook."""
+    from makeweight.plugin import checked_keys, checked_table, checked_tensor
+
+    checked_keys(checked_table(state), [each.name for each in fields(Codebook)])
+    values, positions = checked_tensor(state, "values", [None]), checked_tensor(state, "positions", [None], torch.int64)
+    sizes = checked_tensor(state, "sizes", values.shape, torch.int64)
+    latent = None
+    if state["latent"] is not None:
+        latent = checked_tensor(state, "latent", positions.shape, values.dtype)
+    if not all(
+        each.is_floating_point() and each.isfinite().all() for each in (values, *([] if latent is None else [latent]))
+    ):
+        raise ValueError("the values of a codebook are not finite floating-point numbers")
+    shape = state["shape"]
+    if not (isinstance(shape, list) and 0 < len(shape) <= 8 and all(type(each) is int and each > 0 for each in shape)):
+        raise ValueError("the shape of a codebook is no list of counts")
+    if not len(sizes) or int(sizes.amin()) < 0 or int(sizes.amax()) > len(positions):
+        raise ValueError("the sizes of a codebook are out of range")
+    if int(sizes.sum()) != len(positions):
+        raise ValueError("the sizes of a codebook do not add up to its members")
+    if len(positions) and (int(positions.amin()) < 0 or int(positions.amax()) >= math.prod(shape)):
+        raise ValueError("the positions of a codebook are out of range")
+    if len(positions.unique()) < len(positions):
+        raise ValueError("a codebook has members in two clusters")
+    return Codebook(values, sizes, positions, shape, latent)
+
+
+def fits(book: Codebook, weight: Tensor, exactly: bool) -> bool:
+    """Whether a codebook can be one of a tensor: of its shape if `exactly`, else of one that is not much larger."""
+    same = book.shape == list(weight.shape) if exactly else math.prod(book.shape) <= MOST_LARGER * weight.numel()
+    return same and book.values.dtype == weight.dtype
+
+
+def _grouped(values: Tensor, positions: Tensor, members: Tensor, shape: list[int], keep_latent: bool) -> Codebook:
     number = nearest(members, values)
     order = number.argsort(stable=True)
     sizes = torch.bincount(number, minlength=len(values))
-    return Codebook(values, sizes, positions[order], members[order] if keep_latent else None)
+    return Codebook(values, sizes, positions[order], shape, members[order] if keep_latent else None)
 
 
 def alive(weight: Tensor, book: Codebook) -> Tensor:

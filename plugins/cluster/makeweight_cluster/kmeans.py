@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 MOST_ROUNDS = 300
+ROUNDING = 1e-12
+"""distance from a centroid, relative to the largest value, up to which a value lies on it but for rounding"""
 
 
 def initial_centroids(values: Tensor, count: int, how: str, generator: torch.Generator | None = None) -> Tensor:
@@ -52,7 +54,7 @@ def kmeans(values: Tensor, centroids: Tensor) -> Tensor:
         if empty.any():
             distances = (ordered - centroids.repeat_interleave(sizes)).abs()
             farthest = distances.topk(min(int(empty.sum()), len(ordered)))
-            better = farthest.indices[farthest.values > 0]
+            better = farthest.indices[farthest.values > ROUNDING * ordered.abs().amax()]
             centroids[empty.nonzero().flatten()[: len(better)]] = ordered[better]
             centroids = centroids.sort().values
     return centroids

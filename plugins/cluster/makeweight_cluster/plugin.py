@@ -4,85 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from makeweight import MakeweightError, UsageError, hookimpl
-from makeweight.distributed import check_equal, from_first
+from makeweight import MakeweightError, hookimpl
+from makeweight.plugin import check_equal, from_first
+
+from .options import ClusterOptions
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from makeweight import Artifact, Trainer
+    from makeweight.plugin import StageOptions
 
     from .codebook import Codebook
 
 
 @dataclass(eq=False)
-class Cluster:
+class Cluster(ClusterOptions):
     """Let the weights of a layer share few values, and train these values."""
 
-    values: int | dict[str, int] = 32
-    """distinct values of a layer's weights, zero apart, or a table by layer glob: '{"conv*": 64, "fc1": 12}'; 0: any"""
-    biases: int | dict[str, int] = 0
-    """distinct values of a layer's biases, or a table by layer glob; 0: any"""
-    layers: str = "*"
-    """glob of the layers, where values or biases is one number"""
-    initialisation: Literal["linear", "random", "density"] = "linear"
-    """where k-means begins: evenly from the smallest to the largest weight, at random weights, evenly over the ranks"""
-    begin: float | None = None
-    """epoch of the stage at which the clusters are made; half of the stage unless given"""
-    reassign_every: int = 0
-    """steps between two assignments of the weights to the nearest value; 0: clusters stay as they are made"""
-    scale: Literal["mean", "sum"] = "mean"
-    """a value moves by the mean, or as in the paper by the sum, of what the optimizer would move its members"""
-
     def __post_init__(self) -> None:
-        for option in ("values", "biases"):
-            given = getattr(self, option)
-            for layer, count in (given if isinstance(given, dict) else {"": given}).items():
-                if count < 0:
-                    raise UsageError(
-                        f"{option} {f'{layer} ' if layer else ''}{count}: expected 1 or more, or 0 for any"
-                    )
-        if self.begin is not None and self.begin < 0:
-            raise UsageError(f"begin {self.begin:g}: expected an epoch, 0 or more")
-        if self.reassign_every < 0:
-            raise UsageError(f"reassign_every {self.reassign_every}: expected 1 step or more, or 0 for never")
+        super().__post_init__()
         self.codebooks: dict[str, Codebook] = {}  # by parameter: fc1.weight
         self.begun_at: int | None = None  # the step at which this stage's clusters were made
 
     @hookimpl
-    def on_init(self, trainer: Trainer) -> str:
-        asked: dict[str, int] = {}  # over all stages
-        for options, plugin in trainer.staged(self):
-            epochs = options.epochs
-            asked |= (targets := plugin.targets(trainer.model))
-            if targets and plugin.begin is not None and plugin.begin >= epochs:
-                raise UsageError(
-                    f"cluster.begin {plugin.begin:g}: expected less than the {epochs} epochs of the stage; "
-                    "cluster.values 0 leaves a stage out"
-                )
-        for name, book in self.codebooks.items():  # of a checkpoint
-            self.codebooks[name] = book.to(_parameter(trainer, name))
-        shown = ", ".join(f"{name} to {count}" for name, count in asked.items())
+    def on_check(self, options: StageOptions, model: nn.Module | None) -> str:
+        if model is None:
+            return "layers are looked up when the structure is decided"
+        targets = self.targets(model)
+        if targets:
+            self.check_stage(options.epochs)
+        shown = ", ".join(f"{name} to {count}" for name, count in targets.items())
         return f"distinct values of {shown or 'no layer'} ({self.initialisation})"
 
     @hookimpl
-    def on_stage_start(self, trainer: Trainer) -> None:
-        """Clusters of the stage before last until this stage makes its own; layers that it leaves out are free."""
+    def on_init(self, trainer: Trainer) -> None:
+        """Codebooks of the stage before last until this stage makes its own; layers that it leaves out are free."""
         targets = self.targets(trainer.model)
-        self.codebooks = {name: book for name, book in self.codebooks.items() if name in targets}
-        self.begun_at = None
+        if targets:
+            self.check_stage(trainer.options.epochs)
+        if not trainer.resumed:
+            self.codebooks = {name: book for name, book in self.codebooks.items() if name in targets}
+            self.begun_at = None
+        for name, book in list(self.codebooks.items()):
+            del self.codebooks[name]
+            if (carried := _carried(trainer, name, book)) is not None:
+                self.codebooks[name] = carried
 
     @hookimpl(wrapper=True)
     def on_batch(self, trainer: Trainer) -> Generator[None, Any, Any]:
         from .codebook import alive, follow, project, regroup
 
-        begin = trainer.stage.options.epochs / 2 if self.begin is None else self.begin
+        begin = trainer.options.epochs / 2 if self.begin is None else self.begin
         if self.begun_at is None and trainer.progress >= begin:
             self._make(trainer)
-        weights = {name: _parameter(trainer, name).data for name in self.codebooks}
+        weights = {name: _weight(trainer, name) for name in self.codebooks}
         living = {name: alive(weight, self.codebooks[name]) for name, weight in weights.items()}
         loss = yield
         for name, weight in weights.items():
@@ -97,7 +75,7 @@ class Cluster:
     def on_epoch_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         from .codebook import distinct
 
-        weights = {name: _parameter(trainer, name).detach() for name in self.codebooks}
+        weights = {name: _weight(trainer, name) for name in self.codebooks}
         check_equal(trainer.accelerator, "clustered weights", weights)
         if weights:
             metrics["distinct_values"] = max(distinct(weight) for weight in weights.values())
@@ -107,7 +85,7 @@ class Cluster:
         """Check that there are no more values than were asked for."""
         from .codebook import distinct
 
-        for name, most in self.targets(trainer.model).items():
+        for name, most in {} if artifact.trial else self.targets(trainer.model).items():
             found = distinct(artifact.tensors[name])
             if found > most:
                 raise MakeweightError(
@@ -120,18 +98,22 @@ class Cluster:
         return {"codebooks": {name: vars(book) for name, book in self.codebooks.items()}, "begun_at": self.begun_at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        from .codebook import Codebook
+        from makeweight.plugin import checked_count, checked_table
 
-        self.codebooks = {name: Codebook(**book) for name, book in state["codebooks"].items()}
-        self.begun_at = state["begun_at"]
+        from .codebook import checked
+
+        books = checked_table(state, "codebooks")
+        self.codebooks = {name: checked(checked_table(books, name)) for name in books}
+        never = "begun_at" in state and state["begun_at"] is None
+        self.begun_at = None if never else checked_count(state, "begun_at")
 
     def targets(self, model: nn.Module) -> dict[str, int]:
         """The number of values asked for, by parameter. Raises UsageError for a glob that matches no layer."""
-        from makeweight.layers import by_glob, layers
+        from makeweight.plugin import by_glob, layers, weight_name
 
-        weights = {f"{name}.weight": count for name, count in by_glob(model, self.values, self.layers).items()}
+        weights = {weight_name(name): count for name, count in by_glob(model, self.values, self.layers).items()}
         biases = {
-            f"{name}.bias": count
+            weight_name(name).removesuffix("weight") + "bias": count
             for name, count in by_glob(model, self.biases, self.layers).items()
             if layers(model)[name].bias is not None
         }
@@ -148,7 +130,7 @@ class Cluster:
 
         generator = trainer.generator("cluster")
         for name, count in self.targets(trainer.model).items():
-            weight = _parameter(trainer, name).data
+            weight = _weight(trainer, name)
             weight.copy_(from_first(trainer.accelerator, weight))
             book = make_codebook(weight, count, self.initialisation, generator, self.reassign_every > 0)
             project(weight, book)
@@ -157,10 +139,32 @@ class Cluster:
         self.begun_at = trainer.step
 
 
-def _parameter(trainer: Trainer, name: str) -> nn.Parameter:
-    """`fc1.weight`: the one that the optimizer updates; or `fc1.bias`."""
-    from makeweight.layers import leaf_weight
+def _weight(trainer: Trainer, name: str) -> Tensor:
+    """The values that the optimizer updates under a parameter's name."""
+    from makeweight.plugin import parameter
 
-    layer, _, kind = name.rpartition(".")
-    module: nn.Module = attrgetter(layer)(trainer.model) if layer else trainer.model
-    return leaf_weight(module) if kind == "weight" else module.bias  # type: ignore[return-value]
+    return parameter(trainer.model, name).data
+
+
+def _weight_or_none(trainer: Trainer, name: str) -> Tensor | None:
+    try:
+        return _weight(trainer, name)
+    except KeyError:
+        return None
+
+
+def _carried(trainer: Trainer, name: str, book: Codebook) -> Codebook | None:
+    """A codebook on the device, brought to the shape that its parameter has now; None where a new structure has none.
+
+    Raises MakeweightError for one of a checkpoint that does not fit the model.
+    """
+    from .codebook import fits, from_labels, labels_of
+
+    weight = _weight_or_none(trainer, name)
+    if weight is not None and fits(book, weight, exactly=trainer.resumed and not trainer.ending):
+        labels, latent = (None if each is None else trainer.carried(name, each) for each in labels_of(book))
+        if labels is not None:
+            return from_labels(book.values, labels, latent).to(weight)
+    if trainer.resumed and not trainer.ending:
+        raise MakeweightError(f"cluster: the checkpoint's codebook of {name!r} does not fit the model")
+    return None

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from makeweight import MakeweightError, Trainer, UsageError
+from makeweight import LoopOptions, MakeweightError, Trainer, UsageError
 from makeweight.models import LeNet300
-from makeweight.options import Stage, StageOptions
 from makeweight_cluster import Cluster
 from makeweight_prune import Prune
+from tests.helpers import run_stages
 
 
 def trainer(*plugins: object, epochs: int = 4, **settings: Any) -> Trainer:
@@ -112,14 +112,15 @@ def test_values_are_shared_by_the_weight_behind_a_parametrization() -> None:
     assert counts(run)["fc1.parametrizations.weight.original"] == 4
 
 
-def stages(*options: dict[str, Any]) -> list[Stage]:
-    return [Stage(StageOptions(epochs=2), {"cluster": Cluster(**each)}) for each in options]
-
-
 def test_a_stage_may_leave_it_out_refine_it_or_keep_its_clusters() -> None:
-    run = trainer(Cluster(), stages=stages({"values": 0}, {"values": 8, "begin": 0}, {"values": {"fc1": 8, "fc2": 3}}))
-    seen = watched(run)
-    run.fit()
+    first = trainer()
+    seen: list[dict[str, torch.Tensor]] = []
+    options: list[dict[str, Any]] = [{"values": 0}, {"values": 8, "begin": 0}, {"values": {"fc1": 8, "fc2": 3}}]
+    run_stages(
+        first.model, first.batches.data.columns,
+        *((LoopOptions(epochs=2, batch_size=32), {"cluster": Cluster(**each)}) for each in options),
+        watch=lambda run: seen.append({name: each.detach().clone() for name, each in run.model.named_parameters()}),
+    )  # fmt: skip
     number = [[len(each[f"fc{layer}.weight"].unique()) for layer in (1, 2, 3)] for each in seen]
     assert all(min(each) > 500 for each in number[:20])
     assert all(each == [8, 8, 8] for each in number[20:40])
@@ -187,4 +188,4 @@ def test_options_that_do_not_fit_the_run_are_refused_before_it(options: dict[str
 
 
 def test_a_begin_out_of_reach_does_not_matter_to_a_stage_that_is_left_out() -> None:
-    assert "no layer" in (trainer(Cluster(values=0, begin=9)).set_up()["cluster"] or "")
+    assert "no layer" in (trainer(Cluster(values=0, begin=9)).check()["cluster"] or "")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .plugin import Distillation
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from .exits import Exits
+    from .exits import exits_of
 
 __all__ = ["Distillation", "exits_of"]
 
 
-def exits_of(model: nn.Module) -> Exits:
-    """The exits of a model that was loaded with them. Raises MakeweightError for one that was exported without."""
+def __getattr__(name: str) -> Any:
+    """What needs torch is imported when it is asked for."""
+    if name != "exits_of":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .exits import exits_of
 
-    return exits_of(model)
+    return exits_of

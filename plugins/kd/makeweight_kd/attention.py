@@ -23,7 +23,7 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """
     ours, theirs = same_size(attention_map(as_map(student)), attention_map(as_map(teacher.detach())))
     difference = normalize(ours.flatten(1), eps=1e-12) - normalize(theirs.flatten(1), eps=1e-12)  # [B, H * W]
-    return norm(difference).mean() / difference.shape[1]
+    return torch.linalg.vector_norm(difference, dim=1).mean() / difference.shape[1]
 
 
 def hint_distance(guided: Tensor, hint: Tensor) -> Tensor:
@@ -59,15 +59,4 @@ class Adapter(nn.Module):
 def same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps [B, C, H, W], each averaged to the smaller height and width of both."""
     height, width = (min(one.shape[place], other.shape[place]) for place in (2, 3))
-    return _resized(one, (height, width)), _resized(other, (height, width))
-
-
-def _resized(features: Tensor, size: tuple[int, int]) -> Tensor:
-    return features if features.shape[2:] == size else adaptive_avg_pool2d(features, size)
-
-
-def norm(vectors: Tensor) -> Tensor:
-    """The L2 norm of each row of [B, D], whose gradient is 0 rather than not a number where the row is 0."""
-    zero = (vectors == 0).all(1)
-    safe = torch.where(zero[:, None], torch.ones_like(vectors), vectors)
-    return torch.where(zero, torch.zeros_like(vectors[:, 0]), torch.linalg.vector_norm(safe, dim=1))
+    return adaptive_avg_pool2d(one, (height, width)), adaptive_avg_pool2d(other, (height, width))

@@ -6,7 +6,7 @@ from collections import Counter
 
 from torch import nn
 
-from makeweight.layers import KINDS
+from makeweight.plugin import KINDS
 
 from .trace import Call, Trace
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from makeweight import MakeweightError
-from makeweight.task import logits_of
+from makeweight.plugin import logits_of
 
 from .heads import Head
 from .losses import log_mean_probability
@@ -27,20 +28,14 @@ class Exits:
     no part of the model's state, and `model(x)` is what it was.
     """
 
-    def __init__(
-        self, model: nn.Module, sections: Sequence[str], heads: Sequence[Head], numbers: Sequence[int]
-    ) -> None:
-        self.model, self.sections, self.numbers = model, list(sections), list(numbers)
+    def __init__(self, model: nn.Module, sections: list[str], heads: list[Head], numbers: list[int]) -> None:
+        self.model, self.sections, self.numbers = model, sections, numbers
         self.heads = nn.ModuleList(heads)
 
     def __call__(self, x: Any) -> list[Tensor]:
         """The logits of every exit, each [B, classes], the deepest last; `x` is a tensor, or a mapping of them."""
         found: list[Tensor] = []
-
-        def look(index: int, output: Tensor) -> None:
-            found.append(self._head(index, output))
-
-        with self._watching(look):
+        with self._watching(lambda index, output: found.append(self._head(index, output))):
             deepest = logits_of(_call(self.model, x))
         return [*found, deepest]
 
@@ -62,11 +57,10 @@ class Exits:
                 found.append(self._head(each, output))
                 raise _Decided
 
-        with self._watching(look):
-            try:
-                _call(self.model, x)
-            except _Decided:
-                return found[0]
+        with self._watching(look), suppress(_Decided):
+            _call(self.model, x)
+        if found:
+            return found[0]
         raise MakeweightError(f"exit {self.numbers[index]}: the model was called without {self.sections[index]!r}")
 
     def confident(self, x: Any, threshold: float) -> tuple[Tensor, Tensor]:
@@ -77,24 +71,27 @@ class Exits:
         """
         if self.model.training:
             raise MakeweightError("exits: the model is training: call model.eval() before it is asked to stop early")
-        answers = _Answers()
+        groups: list[tuple[Tensor, Tensor, Tensor]] = []  # rows, logits and exit of those that left together
+        rows: Tensor | None = None  # of those still in the batch
+
+        def leave(index: int, logits: Tensor) -> Tensor:  # -> bool [B], who stays
+            nonlocal rows
+            sure = (logits.float().softmax(1).amax(1) >= threshold) | (index == len(self.sections))
+            rows = torch.arange(len(logits), device=logits.device) if rows is None else rows
+            groups.append((rows[sure], logits[sure], torch.full_like(rows[sure], index)))
+            rows = rows[~sure]
+            return ~sure
 
         def look(index: int, output: Tensor) -> Tensor | None:
-            logits = self._head(index, output)
-            sure = logits.float().softmax(1).amax(1) >= threshold
-            answers.leave(logits, sure, index)
-            if bool(sure.all()):
+            stay = leave(index, self._head(index, output))
+            if not bool(stay.any()):
                 raise _Decided
-            return output[~sure] if bool(sure.any()) else None
+            return None if bool(stay.all()) else output[stay]
 
-        with self._watching(look):
-            try:
-                deepest = logits_of(_call(self.model, x))
-                answers.leave(deepest, torch.ones(len(deepest), dtype=torch.bool, device=deepest.device),
-                              len(self.sections))  # fmt: skip
-            except _Decided:
-                pass
-        return answers.logits, answers.taken
+        with self._watching(look), suppress(_Decided):
+            leave(len(self.sections), logits_of(_call(self.model, x)))
+        order, logits, taken = (torch.cat(parts) for parts in zip(*groups, strict=True))
+        return logits[order.argsort()], taken[order.argsort()]
 
     def _head(self, index: int, output: Tensor) -> Tensor:
         kind = next((each.dtype for each in self.model.parameters() if each.is_floating_point()), None)
@@ -104,12 +101,10 @@ class Exits:
     @contextmanager
     def _watching(self, look: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
         """Call `look` with each section's index and output; what it returns, unless None, takes the output's place."""
-
-        def hook_of(index: int) -> Callable[..., Tensor | None]:
-            return lambda module, inputs, output: look(index, output)
-
         handles = [
-            self.model.get_submodule(name).register_forward_hook(hook_of(index))
+            self.model.get_submodule(name).register_forward_hook(
+                lambda module, inputs, output, index=index: look(index, output)
+            )
             for index, name in enumerate(self.sections)
         ]
         try:
@@ -117,32 +112,6 @@ class Exits:
         finally:
             for handle in handles:
                 handle.remove()
-
-
-class _Answers:
-    """The logits of the examples of a batch, which leave it in groups."""
-
-    def __init__(self) -> None:
-        self.left: Tensor | None = None  # the rows of those still in the batch
-        self.groups: list[tuple[Tensor, Tensor, int]] = []  # rows, logits, exit
-
-    def leave(self, logits: Tensor, sure: Tensor, index: int) -> None:
-        rows = torch.arange(len(logits), device=logits.device) if self.left is None else self.left
-        self.groups.append((rows[sure], logits[sure], index))
-        self.left = rows[~sure]
-
-    @property
-    def logits(self) -> Tensor:
-        return torch.cat([logits for _, logits, _ in self.groups])[self._order]
-
-    @property
-    def taken(self) -> Tensor:
-        groups = [torch.full_like(rows, index) for rows, _, index in self.groups]
-        return torch.cat(groups)[self._order]
-
-    @property
-    def _order(self) -> Tensor:
-        return torch.cat([rows for rows, _, _ in self.groups]).argsort()
 
 
 def exits_of(model: nn.Module) -> Exits:
@@ -153,38 +122,20 @@ def exits_of(model: nn.Module) -> Exits:
     return found
 
 
-def check_rows(model: nn.Module, sections: Sequence[str], forward: Callable[[], Any]) -> str | None:
-    """Whether examples can leave a batch after each of these modules: what goes wrong, None where nothing does.
-
-    `forward` calls the model, in eval, on two examples or more. Every second one is taken out after each module.
-    """
-    whole = logits_of(forward())
-    for name in sections:
-        handle = model.get_submodule(name).register_forward_hook(lambda module, inputs, output: output[::2])
-        try:
-            rest = logits_of(forward())
-        except (RuntimeError, ValueError, IndexError) as error:
-            return f"after {name} no example can leave the batch ({str(error).partition(chr(10))[0]})"
-        finally:
-            handle.remove()
-        if rest.shape != whole[::2].shape or not torch.allclose(rest, whole[::2], rtol=1e-3, atol=1e-3):
-            return f"after {name} no example can leave the batch: the others' logits change with it"
-    return None
-
-
 def _call(model: nn.Module, x: Any) -> Any:
     return model(**x) if isinstance(x, Mapping) else model(x)
 
 
 class Way(nn.Module):
-    """A way to run a model with exits, called as the model is: `function(exits, x)` gives logits [B, classes]."""
+    """A way to run a model with exits, called as the model is: `function(exits, x)` gives logits, and maybe more."""
 
-    def __init__(self, model: nn.Module, function: Callable[[Exits, Any], Tensor]) -> None:
+    def __init__(self, model: nn.Module, function: Callable[[Exits, Any], Tensor | tuple[Tensor, ...]]) -> None:
         super().__init__()
         self.model, self.function = model, function
 
-    def forward(self, *inputs: Any, **named: Any) -> Tensor:
-        return self.function(exits_of(self.model), named or inputs[0])
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:  # -> [B, classes]
+        found = self.function(exits_of(self.model), named or inputs[0])
+        return found[0] if isinstance(found, tuple) else found
 
 
 def ways(model: nn.Module, thresholds: Sequence[float], numbers: Sequence[int] = ()) -> dict[str, nn.Module]:
@@ -192,18 +143,12 @@ def ways(model: nn.Module, thresholds: Sequence[float], numbers: Sequence[int] =
 
     `numbers` are those of the exits that are wanted by themselves, all unless given.
     """
-    exits = exits_of(model)
-
-    def at(index: int) -> Callable[[Exits, Any], Tensor]:
-        return lambda each, x: each.at(x, index)
-
-    def confident(threshold: float) -> Callable[[Exits, Any], Tensor]:
-        return lambda each, x: each.confident(x, threshold)[0]
-
     found: dict[str, nn.Module] = {
-        f"exit {number}": Way(model, at(index))
-        for index, number in enumerate(exits.numbers)
+        f"exit {number}": Way(model, partial(Exits.at, index=index))
+        for index, number in enumerate(exits_of(model).numbers)
         if not numbers or number in numbers
     }
-    found["ensemble"] = Way(model, lambda each, x: each.ensemble(x))
-    return found | {f"confidence {threshold:g}": Way(model, confident(threshold)) for threshold in thresholds}
+    found["ensemble"] = Way(model, Exits.ensemble)
+    for threshold in thresholds:
+        found[f"confidence {threshold:g}"] = Way(model, partial(Exits.confident, threshold=threshold))
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -12,21 +12,19 @@ from .features import as_map, pooled
 SMALLEST_WIDTH = 8
 
 
-class Bottleneck(nn.Sequential):
+def bottleneck(widths: Sequence[int], stride: int = 2) -> nn.Sequential:
     """Depthwise-separable convolutions [B, widths[0], H, W] → [B, widths[-1], H / 2^n, W / 2^n], one for each halving.
 
     They bring a section's map to the size and the channels of the deepest one, as the bottleneck of Zhang et al. 2019
     (figure 2) does; separable ones, as in the authors' journal code, cost little where the maps are large.
     """
-
-    def __init__(self, widths: Sequence[int], stride: int = 2) -> None:
-        layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(widths):
-            layers += [
-                nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False), nn.BatchNorm2d(inputs),
-                nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
-            ]  # fmt: skip
-        super().__init__(*layers)
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [
+            nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False), nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
+        ]  # fmt: skip
+    return nn.Sequential(*layers)
 
 
 class Head(nn.Module):
@@ -41,7 +39,7 @@ class Head(nn.Module):
         super().__init__()
         self.kind, self.widths, self.stride = kind, list(widths), stride
         if kind == "map":
-            self.bottleneck: nn.Module = Bottleneck(widths, stride)
+            self.bottleneck = bottleneck(widths, stride)
         else:
             self.bottleneck = nn.Sequential(nn.ReLU(), nn.Linear(widths[0], widths[-1]), nn.ReLU())
         self.classifier = nn.Linear(widths[-1], num_classes)
@@ -51,19 +49,6 @@ class Head(nn.Module):
 
     def forward(self, section: Tensor) -> Tensor:  # -> [B, classes]
         return self.classifier(self.features(section))
-
-
-class Student(nn.Module):
-    """A head as it is trained: with the linear adapter that makes its features comparable with the deepest ones."""
-
-    def __init__(self, head: Head, width: int) -> None:
-        super().__init__()
-        self.head = head
-        self.adapter = nn.Linear(head.widths[-1], width)
-
-    def forward(self, section: Tensor) -> tuple[Tensor, Tensor]:  # -> [B, classes], [B, width]
-        features = self.head.features(section)
-        return self.head.classifier(features), self.adapter(features)
 
 
 def head_for(section: Tensor, deepest: Tensor | None, num_classes: int, width: int) -> Head:
@@ -81,3 +66,8 @@ def head_for(section: Tensor, deepest: Tensor | None, num_classes: int, width: i
         height = (height + 1) // 2
         widths.append(min(2 * widths[-1], max(most, channels, SMALLEST_WIDTH)))
     return Head("map", widths, num_classes) if len(widths) > 1 else Head("map", [channels, channels], num_classes, 1)
+
+
+def by_section(modules: Mapping[str, nn.Module]) -> nn.ModuleDict:
+    """Modules under names of their sections that torch takes: without dots, and none that its own attributes have."""
+    return nn.ModuleDict({f"after:{section.replace('.', ':')}": module for section, module in modules.items()})

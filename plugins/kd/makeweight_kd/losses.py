@@ -37,8 +37,3 @@ def feature_distance(shallow: Tensor, deepest: Tensor) -> Tensor:
     No gradient flows into the deepest.
     """
     return torch.linalg.vector_norm(shallow.float() - deepest.detach().float(), dim=1).mean()
-
-
-def total(terms: Sequence[Tensor]) -> Tensor:
-    """The sum of at least one scalar."""
-    return sum(terms[1:], terms[0])

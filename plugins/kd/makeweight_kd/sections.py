@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from makeweight import UsageError
-from makeweight.errors import did_you_mean
+from makeweight.plugin import did_you_mean
 
 from .chain import Chain
 from .features import height
@@ -75,8 +75,7 @@ def _halvings(chain: Chain) -> list[str]:
 
 def _layers(chain: Chain) -> list[str]:
     """After every step that has layers, but the last."""
-    names = [chain.name_of(index) for index in chain.with_layers[:-1]]
-    return [name for name in names if name]
+    return [name for index in chain.with_layers[:-1] if (name := chain.name_of(index))]
 
 
 def _spread(names: list[str]) -> list[str]:

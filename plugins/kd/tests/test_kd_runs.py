@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import torch
 
 from makeweight import load_tensors
 from makeweight.cli import main
-from makeweight.testing import run_trainer
+from makeweight.testing import free_port, run_trainer
 
 RECIPE = """
 model: resnet20
@@ -41,8 +44,11 @@ def test_stages_with_themselves_and_with_what_they_were_as_teachers_run_in_two_p
     assert summary["steps"] == 4
     assert summary["export"]["accuracy"] == summary["accuracy"]
     first, second = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert first["train_kd_labels"] > 0 == first["train_kd_attention"] == first["train_kd_hints"]
-    assert second["train_kd_labels"] == 0 < second["train_kd_attention"]
+    terms = [{name for name in line if name.startswith("train_kd")} for line in (first, second)]
+    assert terms == [{"train_kd_labels", "train_kd", "train_kd_features"},
+                     {"train_kd", "train_kd_attention", "train_kd_hints"}]  # fmt: skip
+    assert first["train_kd_labels"] > 0
+    assert second["train_kd_attention"] > 0
     assert second["train_kd_hints"] > 0
     tensors = load_tensors(run / "model.safetensors")
     assert (tensors["layer3.0.conv1.weight"] == 0).float().mean() == pytest.approx(0.5, abs=1e-3)
@@ -53,7 +59,7 @@ def test_the_initial_teacher_survives_a_resume_in_two_processes(run: Path, tmp_p
     """Killed after the second stage's first step, it ends with the bits of the unbroken run."""
     broken = shutil.copytree(run, tmp_path / "run")
     third, fourth = sorted((broken / "checkpoints").iterdir())
-    assert third.name == "step-000000003"
+    assert third.name == "step-000000003-stage-001"
     shutil.rmtree(fourth)
     for name in ("model.safetensors", "summary.json", "report.html"):
         (broken / name).unlink()
@@ -90,3 +96,66 @@ def test_exits_of_a_file_without_them_are_an_error(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "kd.exits all: the file was exported without exits: --kd.exits all keeps them" in error
+
+
+SCRIPT = """
+import hashlib, json, os
+from dataclasses import dataclass, field
+import torch
+from makeweight import LoopOptions, Run, Stage, hookimpl
+from makeweight_kd import Distillation
+
+@dataclass(eq=False)
+class Seen:
+    state: dict = field(default_factory=dict)
+
+    @hookimpl
+    def on_epoch_end(self, trainer, metrics):
+        modules = {"model": trainer.model, "auxiliary": trainer.auxiliary}
+        self.state = {name: digests(module.named_parameters()) for name, module in modules.items()}
+
+def digests(tensors):
+    return {name: hashlib.sha256(each.detach().contiguous().numpy().tobytes()).hexdigest() for name, each in tensors}
+
+rank = int(os.environ["RANK"])
+torch.manual_seed(rank)  # ranks begin with other weights, and have other data
+model = torch.nn.Sequential(
+    torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3, padding=1),
+    torch.nn.MaxPool2d(2), torch.nn.Conv2d(8, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+    torch.nn.Flatten(), torch.nn.Linear(16, 4))
+data = torch.randn(96, 1, 8, 8), torch.randint(0, 4, (96,))
+options = LoopOptions(epochs=2, batch_size=16, lr=0.05)
+plugins = [Distillation(exits="all"), Distillation(teacher="initial", exits="all", attention=100.0, hints=1.0)]
+seen = [Seen(), Seen()]
+run = Run(model, data, None, [Stage(options, {"kd": each, "seen": look}) for each, look in zip(plugins, seen)])
+metrics = run.fit()
+result = {"processes": run.accelerator.num_processes, "stages": [each.state for each in seen], "metrics": metrics,
+          "data": digests([("x", data[0])]),
+          "teacher": digests(plugins[1].part.models["initial"].named_parameters())}
+run.export("out.safetensors")
+with open(f"rank{rank}.json", "w") as file:
+    json.dump(result, file)
+run.accelerator.wait_for_everyone()
+os._exit(0)  # as `trainer` ends
+"""
+
+
+def test_two_processes_with_data_of_their_own_end_every_stage_with_the_same_weights(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [sys.executable, *launch, "--main_process_port", str(free_port()), "script.py"]
+    variables = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    zero, one = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert zero["processes"] == one["processes"] == 2
+    assert zero["metrics"]["train_kd_hints"] == one["metrics"]["train_kd_hints"] > 0
+    assert zero["data"] != one["data"]
+    assert zero["stages"] == one["stages"]
+    first, second = zero["stages"]
+    heads = {name for name in first["auxiliary"] if name.startswith("kd.")}
+    assert len(heads) > 0
+    assert all(second["auxiliary"][name] == first["auxiliary"][name] for name in heads)  # frozen
+    assert zero["teacher"] == one["teacher"] == first["model"]
+    assert any(first["model"][name] != second["model"][name] for name in first["model"])
+    assert any(name.startswith("kd.exit1.") for name in load_tensors(tmp_path / "out.safetensors"))

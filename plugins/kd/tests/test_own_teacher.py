@@ -13,11 +13,12 @@ from torch.nn.functional import cross_entropy
 
 from makeweight import UsageError
 from makeweight.models import build
+from makeweight.plugin import Task
 from makeweight_kd import Distillation
 from makeweight_kd.heads import head_for
 from makeweight_kd.losses import divergence
 
-from .helpers_kd import small_resnet, trainer
+from .helpers_kd import layers, own, small_resnet, trainer
 
 
 @pytest.mark.parametrize("name", ["lenet300", "resnet20"])
@@ -25,7 +26,7 @@ def test_the_trunk_is_the_same_bit_for_bit_where_the_heads_weigh_nothing(name: s
     """With batch norm and without: weights, statistics and what is measured."""
     plain, distilled = (
         trainer(*plugins, model=build(name, (1, 8, 8), 10), lr=0.05, weight_decay=1e-3)
-        for plugins in ([], [Distillation(weight=0.0)])
+        for plugins in ([], [Distillation(weight=1e-60)])  # 0 in float32
     )
     assert plain.fit()["train_task"] == distilled.fit()["train_task"]
     assert len(list(distilled.auxiliary["kd"].children())) == 2
@@ -33,6 +34,15 @@ def test_the_trunk_is_the_same_bit_for_bit_where_the_heads_weigh_nothing(name: s
     assert list(plain.model.state_dict()) == list(state)
     for key, tensor in plain.model.state_dict().items():
         assert torch.equal(tensor, state[key]), key
+
+
+def test_a_weight_of_zero_attaches_nothing() -> None:
+    run = trainer(Distillation(weight=0.0))
+    assert run.check() == {"kd": "weight 0: nothing is added"}
+    run.set_up()
+    assert list(run.losses) == ["task"]
+    assert not run.auxiliary
+    assert not any(module._forward_hooks for module in run.model.modules())
 
 
 def test_the_heads_learn_and_never_reach_the_export(tmp_path: Path) -> None:
@@ -60,20 +70,17 @@ def test_the_terms_are_those_of_the_paper(model: nn.Module | None) -> None:
     run = trainer(plugin, model=model)
     run.set_up()
     batch = run.sample_batch()
-    own = plugin._own
-    assert own is not None
-    own.capturing = True
-    output = run.model.train()(batch[0])
-    shallow, deepest = dict(own.shallow), own.deepest
+    with own(plugin).capture.step():
+        output = run.model.train()(batch[0])
+        shallow, deepest = own(plugin).shallow, own(plugin).capture.found["deepest",]
+        terms = {name: term(batch, output).item() for name, term in run.losses.items()}
     assert len(shallow) == 2
-    assert deepest is not None
-    terms = {name: term(batch, output).item() for name, term in run.losses.items()}
     assert terms["task"] == cross_entropy(output, batch[1]).item()  # α = λ = 0 for the deepest
-    labels = sum(cross_entropy(logits, batch[1]).item() for logits, _ in shallow.values())
+    labels = sum(cross_entropy(logits, batch[1]).item() for logits, _ in shallow)
     assert terms["kd_labels"] == pytest.approx(0.8 * labels, rel=1e-6)
-    soft = sum(divergence(logits, output, 2.0).item() for logits, _ in shallow.values())
+    soft = sum(divergence(logits, output, 2.0).item() for logits, _ in shallow)
     assert terms["kd"] == pytest.approx(0.2 * soft, rel=1e-6)
-    distance = sum((features - deepest).norm(dim=1).mean().item() for _, features in shallow.values())
+    distance = sum((features - deepest).norm(dim=1).mean().item() for _, features in shallow)
     assert terms["kd_features"] == pytest.approx(0.5 * distance, rel=1e-6)
 
 
@@ -83,10 +90,9 @@ def test_the_deepest_classifier_learns_from_labels_alone() -> None:
     run = trainer(plugin, model=small_resnet())
     run.set_up()
     batch = run.sample_batch()
-    assert plugin._own is not None
-    plugin._own.capturing = True
-    output = run.model.train()(batch[0])
-    added: Tensor = sum(run.losses[name](batch, output) for name in ("kd_labels", "kd", "kd_features"))  # type: ignore[assignment]
+    with own(plugin).capture.step():
+        output = run.model.train()(batch[0])
+        added: Tensor = sum(run.losses[name](batch, output) for name in ("kd_labels", "kd", "kd_features"))  # type: ignore[assignment]
     added.backward()
     gradients = {name: parameter.grad for name, parameter in run.model.named_parameters()}
     assert all(gradients[name] is None for name in gradients if name.startswith(("layer3", "fc")))
@@ -125,9 +131,7 @@ def test_nothing_that_was_captured_outlives_the_step() -> None:
     plugin = Distillation()
     run = trainer(plugin)
     run.fit()
-    assert plugin._own is not None
-    assert plugin._own.shallow == {}
-    assert plugin._own.deepest is None
+    assert own(plugin).capture.found == {}
     copy.deepcopy(run.model)
 
 
@@ -145,10 +149,41 @@ class Inplace(nn.Module):
         return self.classifier(self.relu(self.second(self.relu(self.first(x)))).mean((2, 3)))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"sections": ["norm", "second"]}, {"teacher": "initial", "hints": 1.0, "sections": ["norm"]}, {"weight": 0}],
+)
+def test_a_batch_norm_that_is_frozen_stays_so_and_may_end_a_section(options: dict[str, Any]) -> None:
+    model = layers()
+    norm = model.get_submodule("norm").eval()
+    before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    seen: list[tuple[bool, bool]] = []
+    norm.register_forward_hook(lambda module, inputs, output: seen.append((model.training, module.training)))
+    run = trainer(Distillation(**options), model=model, lr=0.1)
+    metrics = run.fit()
+    assert {mode for mode in seen if mode[0]} == {(True, False)}
+    assert not norm.training
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(norm.state_dict()[name], before[name]), name
+    assert not torch.equal(norm.state_dict()["weight"], before["weight"])
+    assert {name for name in metrics if name.startswith("train_kd")} == {
+        f"train_{name}" for name in run.losses if name != "task"
+    }
+
+
+def test_the_models_own_modes_are_the_same_after_tracing() -> None:
+    model = layers()
+    model.get_submodule("norm").eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    run = trainer(Distillation(exits="all"), model=model)
+    run.check()
+    run.set_up()
+    assert {name: module.training for name, module in model.named_modules()} == modes
+
+
 def test_activations_in_place_after_a_section_do_no_harm() -> None:
     run = trainer(Distillation(), model=Inplace())
-    said = run.set_up()
-    assert "after first, second," in str(next(iter(said.values())))
+    assert "after first, second," in str(run.check()["kd"])
     assert run.fit()["train_kd"] > 0
 
 
@@ -156,6 +191,20 @@ def test_a_model_without_logits_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 10, 1))
     with pytest.raises(UsageError, match=r"output has shape \[4, 10, 8, 8\]: expected logits"):
         trainer(Distillation(), model=model).set_up()
+
+
+def test_what_needs_no_structure_is_refused_where_it_is_not_known_yet() -> None:
+    plugin = Distillation(attention=1000.0)
+    with pytest.raises(UsageError, match=r"kd\.attention 1000.0: expected a teacher"):
+        plugin.on_check(model=None, batch=None, task=Task())
+    with pytest.raises(UsageError, match=r"kd\.teacher nowhere\.safetensors: expected an exported model"):
+        Distillation(teacher="nowhere.safetensors").on_check(model=None, batch=None, task=Task())
+    said = Distillation().on_check(model=None, batch=None, task=Task())
+    assert (
+        said == "the network is its own teacher, shallow classifiers after sections of the structure to come, alpha 0.3"
+    )
+    said = Distillation(teacher="initial").on_check(model=None, batch=None, task=Task())
+    assert said == "the teacher is initial, temperature 3, alpha 0.9"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from makeweight.models import build
 from makeweight_kd import Distillation
 from makeweight_kd.attention import attention_distance
 
-from .helpers_kd import small_resnet, stages, trainer
+from .helpers_kd import Change, Look, assert_same_bits, layers, small_resnet, staged, taught, trainer
 
 MAPS = ["layer1", "layer2", "layer3"]
 
@@ -30,11 +30,10 @@ def stepped(plugin: Distillation, model: Any = None) -> tuple[Trainer, Any, Tens
     """A trainer that is set up, a batch, the model's output for it, and the losses."""
     run = trainer(plugin, model=model or small_resnet())
     run.set_up()
-    assert plugin._taught is not None
-    plugin._taught.capturing = True
     batch = run.sample_batch()
-    output = run.model.train()(batch[0])
-    return run, batch, output, {name: term(batch, output) for name, term in run.losses.items()}
+    with taught(plugin).capture.step():
+        output = run.model.train()(batch[0])
+        return run, batch, output, {name: term(batch, output) for name, term in run.losses.items()}
 
 
 def maps(model: Any, x: Tensor) -> list[Tensor]:
@@ -83,27 +82,50 @@ def test_networks_without_maps_take_hints_after_their_layers() -> None:
     plugin = Distillation(teacher="initial", hints=1.0)
     run = trainer(plugin, model=model, epochs=1)
     assert run.fit()["train_kd_hints"] > 0
-    assert plugin._taught is not None
-    assert plugin._taught.compared == ["fc1", "fc2"]
+    assert taught(plugin).compared == ["fc1", "fc2"]
 
 
-def test_an_adapter_takes_part_in_stages_without_hints() -> None:
-    """Several processes ask that every parameter gets a gradient, be it 0, in every step."""
-    plugin = Distillation(teacher="initial")
-    tables: list[dict[str, Any]] = [{"teacher": "initial"}, {"teacher": "initial", "hints": 1.0, "attention": 10.0}]
-    run = trainer(plugin, model=small_resnet(), stages=stages(*tables), weight_decay=0.0)
-    seen: list[float] = []
-    log = run.log
+def test_a_stage_has_adapters_for_hints_of_its_own_alone_and_goes_on_with_those_of_an_earlier_one() -> None:
+    """Every parameter of a stage gets a gradient in every step, as several processes ask for."""
+    began: list[dict[str, Tensor]] = []
+    ended: list[dict[str, Tensor]] = []
 
-    def logged(values: dict[str, float]) -> None:
-        gradients = [each.grad for each in run.auxiliary.parameters()]
-        assert all(gradient is not None for gradient in gradients)
-        seen.append(sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None))
-        log(values)
+    def begin(trainer: Trainer) -> None:
+        began.append({name: tensor.clone() for name, tensor in trainer.auxiliary.state_dict().items()})
 
-    run.log = logged  # type: ignore[method-assign]
-    run.fit()
-    assert seen[0] == 0 < seen[1]
+    def end(trainer: Trainer, metrics: dict[str, float]) -> None:
+        ended.append({name: tensor.clone() for name, tensor in trainer.auxiliary.state_dict().items()})
+        gradients = [each.grad for each in trainer.auxiliary.parameters()]
+        assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+        assert ("train_kd_hints" in metrics) == bool(gradients)
+
+    tables: list[dict[str, Any]] = [{"hints": 1.0, "attention": 10.0}, {}, {"hints": 1.0}]
+    staged(small_resnet(), *([Distillation(teacher="initial", **table), Look(begin, end)] for table in tables)).fit()
+    assert [len(each) for each in began] == [6, 0, 6]
+    assert all(not torch.equal(began[0][name], tensor) for name, tensor in ended[0].items())
+    assert_same_bits(ended[0], began[2])
+
+
+def test_the_initial_teacher_is_compared_by_name_where_the_stage_began_with_another_structure() -> None:
+    plugin = Distillation(teacher="initial", hints=1.0, sections=["first", "second"])
+    run = staged(layers(), [Change("narrow"), plugin])
+    assert run.fit()["train_kd_hints"] > 0
+    (teacher,) = taught(plugin).models.values()
+    assert [teacher.get_parameter(f"{name}.weight").shape for name in ("first", "second")] == [(12, 64), (12, 12)]
+    assert taught(plugin).pairs == [("first", "initial", "first"), ("second", "initial", "second")]
+    shapes = [tensor.shape for name, tensor in run.trainer.auxiliary.state_dict().items() if name.endswith("weight")]
+    assert shapes == [(12, 9), (12, 12)]
+
+
+def test_modules_that_the_initial_teacher_has_not_are_compared_with_named_ones_or_those_that_are_found() -> None:
+    named = Distillation(teacher="initial", hints=1.0, sections=["first.0"], teacher_sections=["first"])
+    staged(layers(), [Change("two"), named]).fit()
+    assert taught(named).pairs == [("first.0", "initial", "first")]
+    found = Distillation(teacher="initial", hints=1.0, sections=["first.0", "second"])
+    staged(layers(), [Change("two"), found]).fit()
+    assert taught(found).pairs == [("first.0", "initial", "first"), ("second", "initial", "second")]
+    with pytest.raises(UsageError, match=r"initial: its 2 sections \(first, second\) do not match the student's 3"):
+        staged(layers(), [Change("two"), Distillation(teacher="initial", hints=1.0)]).fit()
 
 
 def test_other_numbers_of_sections_are_refused_with_both(teacher: Path) -> None:
@@ -130,6 +152,4 @@ def test_nothing_of_a_step_is_kept(teacher: Path) -> None:
     plugin = Distillation(teacher=str(teacher), attention=1.0, hints=1.0)
     run = trainer(plugin, model=small_resnet(), epochs=1)
     run.fit()
-    assert plugin._taught is not None
-    for held in (plugin._taught.ours, plugin._taught.outputs, plugin._taught.adapted, plugin._taught.said):
-        assert not held
+    assert taught(plugin).capture.found == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,12 +14,24 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from makeweight import MakeweightError, Trainer, UsageError, load
+from makeweight import MakeweightError, Run, Trainer, UsageError, checkpoint, load
 from makeweight.models import LeNet300, build
 from makeweight_kd import Distillation
 from makeweight_kd.losses import divergence
+from makeweight_prune import Prune
 
-from .helpers_kd import small_resnet, stages, trainer
+from .helpers_kd import (
+    Change,
+    Look,
+    assert_same_bits,
+    install_change,
+    layers,
+    own,
+    small_resnet,
+    staged,
+    taught,
+    trainer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +51,10 @@ def terms(plugin: Distillation, model: nn.Module | None = None) -> tuple[Trainer
     run = trainer(plugin, model=model)
     run.set_up()
     batch = run.sample_batch()
-    for part in (plugin._own, plugin._taught):
-        if part is not None:
-            part.capturing = True
-    output = run.model.train()(batch[0])
-    return run, {name: float(term(batch, output).detach()) for name, term in run.losses.items()}
+    assert plugin.part is not None
+    with plugin.part.capture.step():
+        output = run.model.train()(batch[0])
+        return run, {name: float(term(batch, output).detach()) for name, term in run.losses.items()}
 
 
 @pytest.mark.parametrize("names", [["one"], ["one", "two"]])
@@ -93,8 +105,7 @@ def test_a_teacher_is_frozen_in_eval_and_in_no_state(files: dict[str, Path]) -> 
     plugin = Distillation(teacher=str(files["resnet"]))
     run = trainer(plugin, model=small_resnet())
     run.set_up()
-    assert plugin._taught is not None
-    (teacher,) = plugin._taught.models.values()
+    (teacher,) = taught(plugin).models.values()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     run.fit()
     assert not any(module.training for module in teacher.modules())
@@ -102,17 +113,16 @@ def test_a_teacher_is_frozen_in_eval_and_in_no_state(files: dict[str, Path]) -> 
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
     mine = {id(parameter) for parameter in teacher.parameters()}
     assert not mine & {id(parameter) for parameter in run._parameters}
-    assert plugin.state_dict() == {"initial": None}
-    assert plugin._taught.said is None
+    assert plugin.state_dict() == {"heads": []}
+    assert taught(plugin).capture.found == {}
 
 
 def test_a_teacher_speaks_in_the_runs_precision(files: dict[str, Path]) -> None:
     plugin = Distillation(teacher=str(files["one"]))
     run = trainer(plugin, precision="bf16", epochs=1)
     run.set_up()
-    assert plugin._taught is not None
     seen: set[torch.dtype] = set()
-    (teacher,) = plugin._taught.models.values()
+    (teacher,) = taught(plugin).models.values()
     teacher.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     run.fit()
     assert seen == {torch.bfloat16}
@@ -123,6 +133,26 @@ def test_any_safetensors_file_can_teach(files: dict[str, Path], tmp_path: Path) 
     _, exported = terms(Distillation(teacher=str(files["one"])))
     _, plain = terms(Distillation(teacher=str(tmp_path / "plain.safetensors")))
     assert plain == exported
+
+
+def test_a_file_with_another_structure_teaches_and_so_does_a_plain_one_a_student_with_another_structure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_change(tmp_path, monkeypatch)
+    for name, plugins in {"narrow": [Change("narrow")], "plain": []}.items():
+        run = trainer(*plugins, model=layers(), epochs=1)
+        run.fit()
+        run.export(tmp_path / f"{name}.safetensors")
+    for student, teacher, width in (("plain", "narrow", 9), ("narrow", "plain", 12), ("narrow", "narrow", 9)):
+        plugin = Distillation(teacher=str(tmp_path / f"{teacher}.safetensors"), alpha=1.0)
+        run, found = terms(plugin, load(tmp_path / f"{student}.safetensors", layers()))
+        (model,) = taught(plugin).models.values()
+        assert model.get_parameter("first.weight").shape == (width, 64)
+        assert found["kd"] > 0
+        x = run.sample_batch()[0]
+        expected = load(tmp_path / f"{teacher}.safetensors", layers()).eval()
+        with torch.no_grad():
+            assert torch.equal(model(x), expected(x))
 
 
 def test_a_function_gives_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +190,7 @@ def test_a_teacher_of_torchvision_comes_with_its_weights(
 
     monkeypatch.setattr(torchvision.models, "get_model", get_model)
     _, found = terms(Distillation(teacher=name))
-    assert asked == [("resnet18", weights)]
+    assert asked == [("resnet18", weights)] * 2  # checked before anything trains, and read when the stage begins
     assert found["kd"] > 0
 
 
@@ -227,78 +257,112 @@ def test_a_teacher_that_is_not_there_is_refused() -> None:
 
 def test_the_initial_teacher_is_the_network_as_the_stage_began() -> None:
     plugin = Distillation(teacher="initial", alpha=0.5)
-    run = trainer(plugin, model=small_resnet(), stages=stages({"weight": 0}, {"teacher": "initial"}), lr=0.05)
-    before: dict[str, torch.Tensor] = {}
-    teachers: list[nn.Module] = []
+    began: dict[str, torch.Tensor] = {}
 
-    def look(batch: Any, output: torch.Tensor) -> torch.Tensor:
-        if run.stage_number == 1:
-            assert plugin._taught is not None
-            if not before:
-                before.update({name: tensor.clone() for name, tensor in run.model.state_dict().items()})
-            teachers[:] = [teacher for name, teacher in plugin._taught.models.items() if name == "initial"]
-        return output.sum() * 0
+    def begin(trainer: Trainer) -> None:
+        began.update({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
 
-    run.losses["look"] = look
+    run = staged(small_resnet(), [Distillation(weight=0)], [plugin, Look(begin)], lr=0.05)
     metrics = run.fit()
-    (teacher,) = teachers
-    state = teacher.state_dict()
-    parameters = [name for name, _ in run.model.named_parameters()]
-    assert all(torch.equal(before[name], state[name]) for name in parameters)
-    assert any(not torch.equal(run.model.state_dict()[name], state[name]) for name in parameters)
+    (teacher,) = taught(plugin).models.values()
+    assert_same_bits(began, teacher.state_dict())
+    trained = run.model.state_dict()
+    assert all(not torch.equal(trained[name], began[name]) for name, _ in run.model.named_parameters())
     assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert metrics["train_kd"] > 0
 
 
-def test_the_initial_teacher_is_taken_before_another_plugin_prunes() -> None:
-    from makeweight_prune import Prune
+def test_the_initial_teacher_is_the_same_bit_for_bit_when_resumed_from_every_checkpoint(
+    tmp_path: Path,
+) -> None:
+    def run(out: Path, resume: bool = False) -> tuple[Run, Distillation]:
+        second = Distillation(teacher="initial", attention=100.0)
+        stages: list[list[object]] = [[Distillation(weight=0)], [second]]
+        found = staged(small_resnet(), *stages, out=out, resume=resume, lr=0.05, checkpoint_every=1,
+                       keep_checkpoints=100)  # fmt: skip
+        found.fit()
+        return found, second
 
+    whole, plugin = run(tmp_path / "whole")
+    (teacher,) = taught(plugin).models.values()
+    began = checkpoint.load(tmp_path / "whole" / "checkpoints" / "step-000000004")["model"]
+    assert_same_bits(began, teacher.state_dict())
+    checkpoints = sorted((tmp_path / "whole" / "checkpoints").iterdir())
+    assert len(checkpoints) == 10  # before the first step and after each, in both stages
+    for path in checkpoints:
+        shutil.copytree(path, tmp_path / f"from {path.name}" / "checkpoints" / path.name)
+        again, plugin = run(tmp_path / f"from {path.name}", resume=True)
+        (resumed,) = taught(plugin).models.values()
+        assert_same_bits(began, resumed.state_dict())
+        assert_same_bits(whole.model.state_dict(), again.model.state_dict())
+
+
+def test_the_initial_teacher_is_taken_before_another_plugin_prunes() -> None:
     plugin = Distillation(teacher="initial")
     run = trainer(Prune(sparsity=0.9, schedule="one-shot"), plugin, epochs=1)
     run.fit()
-    assert plugin._taught is not None
-    assert plugin._taught.initial is not None
-    assert (plugin._taught.initial["fc1.weight"] == 0).float().mean() < 0.01
+    (teacher,) = taught(plugin).models.values()
+    assert (teacher.get_parameter("fc1.weight") == 0).float().mean() < 0.01
     assert (run.model.get_parameter("fc1.weight") == 0).float().mean() == pytest.approx(0.9, abs=1e-3)
 
 
-def test_initial_weights_of_a_checkpoint_that_do_not_fit_are_refused() -> None:
-    plugin = Distillation(teacher="initial")
-    run = trainer(plugin, epochs=1)
-    plugin.load_state_dict({"initial": {"fc1.weight": torch.zeros(3)}})
-    run.set_up()
-    run._prepare()
-    assert plugin._taught is not None
-    with pytest.raises(MakeweightError, match="initial weights do not fit the model"):
-        plugin._taught._say(run.sample_batch())
+def test_initial_weights_of_a_checkpoint_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    run = trainer(Distillation(teacher="initial"), epochs=1, out=tmp_path)
+    run.fit()
+    saved = checkpoint.newest(tmp_path / "checkpoints", pytest.fail)
+    assert saved is not None
+    saved["began"]["fc1.weight"] = torch.zeros(3)
+    shutil.rmtree(tmp_path / "checkpoints")
+    checkpoint.save(tmp_path / "checkpoints", 4, saved)
+    with pytest.raises(MakeweightError, match=r"'fc1\.weight' has shape \[3\]"):
+        trainer(Distillation(teacher="initial"), epochs=1, out=tmp_path, resume=True).fit()
 
 
 def test_stages_may_have_other_teachers_and_none(files: dict[str, Path]) -> None:
-    """The heads of a stage in which the network is its own teacher take part in the others with weight 0."""
-    plugin = Distillation()
-    tables: list[dict[str, Any]] = [{}, {"teacher": str(files["one"]), "alpha": 1.0}, {"weight": 0}]
-    run = trainer(plugin, stages=stages(*tables), lr=0.05)
-    seen: list[dict[str, float]] = []
+    """Each has the terms of its own, and nothing of the others'."""
+    terms: list[list[str]] = []
+    auxiliary: list[list[str]] = []
 
-    run.log = lambda values: seen.append(dict(values))  # type: ignore[method-assign]
+    def begin(trainer: Trainer) -> None:
+        terms.append(list(trainer.losses))
+        auxiliary.append(list(trainer.auxiliary))
+
+    plugins = [Distillation(), Distillation(teacher=str(files["one"]), alpha=1.0), Distillation(weight=0)]
+    run = staged(build("lenet300", (1, 8, 8), 10), *([plugin, Look(begin)] for plugin in plugins), lr=0.05)
+    metrics = run.fit()
+    assert terms == [["task", "kd_labels", "kd", "kd_features"], ["task", "kd"], ["task"]]
+    assert auxiliary == [["kd", "kd_adapters"], [], []]
+    assert metrics["train_task"] > 0
+
+
+def test_the_labels_do_not_count_where_the_teacher_does_with_all(files: dict[str, Path]) -> None:
+    metrics = trainer(Distillation(teacher=str(files["one"]), alpha=1.0)).fit()
+    assert metrics["train_task"] == 0 < metrics["train_kd"]
+
+
+def test_sections_may_differ_from_stage_to_stage() -> None:
+    """A classifier whose section is no more is gone; others of the same shapes do not take its place."""
+    began: list[dict[str, torch.Tensor]] = []
+    look = Look(begin=lambda trainer: began.append({k: v.clone() for k, v in trainer.auxiliary.state_dict().items()}))
+    ended: list[dict[str, torch.Tensor]] = []
+
+    def end(trainer: Trainer, metrics: dict[str, float]) -> None:
+        ended.append({name: tensor.clone() for name, tensor in trainer.auxiliary.state_dict().items()})
+
+    look.end = end
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 10))
+    plugins = [Distillation(sections=each) for each in (["1"], ["3"], ["1"], ["1", "3"])]
+    run = staged(model, *([plugin, look] for plugin in plugins), lr=0.05)
     run.fit()
-    own, taught, neither = seen
-    assert own["train_kd_labels"] > 0 < own["train_kd"]
-    assert taught["train_kd_labels"] == 0 == taught["train_task"]
-    assert taught["train_kd"] > 0
-    assert neither["train_kd_labels"] == 0 == neither["train_kd"]
-    assert neither["train_task"] > 0
+    heads = [{name.split(".")[1] for name in each if name.startswith("kd.")} for each in began]
+    assert heads == [{"after:1"}, {"after:3"}, {"after:1"}, {"after:1", "after:3"}]
+    for earlier in (ended[0], ended[1]):
+        values = list(earlier.values())
+        assert not any(torch.equal(values[0], tensor) for tensor in began[2].values())
+    assert [list(own(plugin).sections) for plugin in plugins] == [["1"], ["3"], ["1"], ["1", "3"]]
 
 
-@pytest.mark.parametrize(
-    ("tables", "message"),
-    [
-        ([{}, {"sections": ["fc1"]}], r"kd\.sections \['fc1'\]: expected the same in every stage"),
-        ([{}, {"exits": "all"}], r"kd\.exits all: expected the same in every stage"),
-        ([{"teacher": "initial", "exits": "all"}], r"kd\.exits all: expected a stage without a teacher"),
-    ],
-)
-def test_what_is_built_before_the_first_stage_is_the_same_in_all(tables: list[dict[str, Any]], message: str) -> None:
-    plugin = Distillation(**tables[0])
-    with pytest.raises(UsageError, match=message):
-        trainer(plugin, stages=stages(*tables)).set_up()
+def test_exits_with_a_teacher_alone_are_refused_before_training() -> None:
+    with pytest.raises(UsageError, match=r"kd\.exits all: expected a stage without a teacher"):
+        trainer(Distillation(teacher="initial", exits="all")).set_up()

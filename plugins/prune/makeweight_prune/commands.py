@@ -5,16 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from makeweight import MakeweightError, UsageError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from makeweight.options import Options
+from makeweight import UsageError
 
 SPARSITIES = "0.3,0.5,0.7,0.8,0.9,0.95,0.97,0.98,0.99,0.995"
 PICTURES = (".svg", ".png", ".pdf")
@@ -39,21 +33,25 @@ class Sensitivity:
         parser.add_argument("--plot", type=Path, metavar="FILE", help="an .svg, .png or .pdf; .svg beside unless given")
 
     def run(self, arguments: argparse.Namespace) -> None:
-        from makeweight.evaluate_command import configuration_of
-
         sparsities = _sparsities(arguments.sparsities)
         output, picture = _targets(arguments)
         if arguments.examples is not None and arguments.examples < 1:
             raise UsageError(f"--examples {arguments.examples}: expected 1 or more")
-        options = configuration_of(arguments).options
-        from makeweight.files import write_text, written_aside
-        from makeweight.layers import layers, leaf_weight
+        from makeweight.plugin import Session, drawn, layers, leaf_weight, write_text, written_aside
 
         from .curves import as_json
         from .plot import plot
         from .sensitivity import measure
 
-        model, measured, examples = _loaded(arguments.file, options, arguments.examples)
+        session = Session.of_file(arguments)
+        options = session.options
+        model = session.network(str(arguments.file)).to(session.accelerator.device)
+        batches = session.batches(drawn(session.validation, arguments.examples, 0))
+        examples = batches.examples
+
+        def measured() -> tuple[str, float]:
+            return session.measure(model, batches)
+
         found = layers(model, arguments.layers)
         name, dense = measured()
         record: dict[str, Any] = {}
@@ -99,57 +97,12 @@ def _targets(arguments: argparse.Namespace) -> tuple[Path, Path]:
     return output, picture
 
 
-def _loaded(path: Path, options: Options, count: int | None) -> tuple[nn.Module, Callable[[], tuple[str, float]], int]:
-    """The model with the file's weights, what measures it (the metric's name and value), and on how many examples."""
-    from makeweight import models
-    from makeweight.accelerators import new_accelerator
-    from makeweight.batches import Batches
-    from makeweight.evaluation import evaluate
-    from makeweight.run import build_model, load_data
-    from makeweight.task import Task
-
-    models.check(options.model)
-    task = Task.named(options.criterion, options.forward, options.metric)
-    data = load_data(options, None)
-    if data.validation is None:
-        raise UsageError(f"--validation {options.validation}: expected more, it is what sensitivity is measured on")
-    model: nn.Module = build_model(replace(options, weights=str(path)), data)
-    accelerator = new_accelerator(options.precision)
-    model.to(accelerator.device)
-    examples = _drawn(data.validation, count)
-    batches = Batches(examples, 500, accelerator.device, training=False)
-
-    def measured() -> tuple[str, float]:
-        metrics = evaluate(model, batches, task, accelerator)
-        name = task.metric_name if task.metric_name in metrics else "loss"
-        if not abs(metrics[name]) < float("inf"):
-            raise MakeweightError(f"{path}: the {name} is {metrics[name]}: expected a number")
-        return name, metrics[name]
-
-    return model, measured, batches.examples
-
-
-def _drawn(validation: Any, count: int | None) -> Any:
-    """The validation data, or `count` of it drawn at random, always the same ones: a folder's come by class."""
-    import torch
-    from torch.utils.data import Subset
-
-    from makeweight.batches import Tensors, as_dataset
-    from makeweight.seeding import generator, purpose
-
-    data: Any = as_dataset(validation, "validation")
-    if count is None or count >= len(data):
-        return data
-    indices = torch.randperm(len(data), generator=generator(0, purpose("sensitivity")))[:count]
-    return data.subset(indices) if isinstance(data, Tensors) else Subset(data, indices.tolist())
-
-
 @contextmanager
 def _progress(layers: int, each: int) -> Iterator[tuple[Callable[[str], None], Callable[[float], float]]]:
     """What to call when a layer is begun, and with each value: a bar on a terminal, else a line for each layer."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from makeweight.console import console
+    from makeweight.plugin import console
 
     target = console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -170,8 +123,7 @@ def _progress(layers: int, each: int) -> Iterator[tuple[Callable[[str], None], C
 
 def _print(record: Mapping[str, Any], sparsities: list[float], name: str, dense: float) -> None:
     """The table: layers by sparsities, and the metric as it is."""
-    from makeweight.console import console, print_table
-    from makeweight.report import percent
+    from makeweight.plugin import console, percent, print_table
 
     show = percent if name == "accuracy" else lambda value: f"{value:.5g}"
     header = ["layer", "weights", "as it is", *(f"{100 * sparsity:g} %" for sparsity in sparsities)]

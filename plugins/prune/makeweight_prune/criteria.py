@@ -5,19 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from makeweight import MakeweightError, UsageError
-from makeweight.layers import by_glob, layers, leaf_weight
+from makeweight.plugin import by_glob, layers, leaf_weight
 
 from . import magnitude, pattern, sharing, thresholds
+from .curves import read
+from .options import PruneOptions, parsed
 from .schedules import left_over, scheduled
-
-if TYPE_CHECKING:
-    from .curves import Curves
-    from .plugin import Prune
 
 
 class Criterion(ABC):
@@ -35,6 +33,15 @@ class Criterion(ABC):
     def amount(self, start: float, target: float, schedule: str, done: float, rounds: int) -> float:
         """The number to have when a fraction `done` of the schedule has passed."""
         return scheduled(schedule, start, target, done, rounds)
+
+    def amounts(self, start: Mapping[str, float], schedule: str, done: float, rounds: int) -> dict[str, float]:
+        """The same for every layer; before the schedule begins (`done` < 0) what the stage began with."""
+        return {
+            name: self.amount(start.get(name, 0.0), target, schedule, done, rounds)
+            if done >= 0
+            else start.get(name, 0.0)
+            for name, target in self.targets.items()
+        }
 
     @abstractmethod
     def masks(
@@ -56,17 +63,15 @@ class Sparsity(Criterion):
 
     word = "sparsity"
 
-    def __init__(self, plugin: Prune, model: nn.Module, curves: Curves | None) -> None:
-        sparsity = 0.9 if plugin.sparsity is None else plugin.sparsity
-        self.whole = plugin.scope == "global"
-        self.targets = by_glob(model, sparsity, plugin.layers)
-        if curves is not None:
+    def __init__(self, options: PruneOptions, model: nn.Module) -> None:
+        sparsity = 0.9 if options.sparsity is None else options.sparsity
+        self.whole = options.scope == "global"
+        self.targets = by_glob(model, sparsity, options.layers)
+        if options.sensitivity is not None:
             assert isinstance(sparsity, float | int)
-            key = (sparsity, *self.targets)
-            if key not in curves.shares:
-                sizes = {name: leaf_weight(module).numel() for name, module in layers(model).items()}
-                curves.shares[key] = sharing.share_out(curves.of(sizes, self.targets), sparsity, curves.path)
-            self.targets = curves.shares[key]
+            curves = read(options.sensitivity)
+            sizes = {name: leaf_weight(module).numel() for name, module in layers(model).items()}
+            self.targets = sharing.share_out(curves.of(sizes, self.targets), sparsity, curves.path)
 
     def start(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
         if self.whole:
@@ -102,9 +107,9 @@ class Quality(Criterion):
 
     word = "quality"
 
-    def __init__(self, plugin: Prune, model: nn.Module) -> None:
-        assert plugin.quality is not None
-        self.targets = by_glob(model, plugin.quality, plugin.layers)
+    def __init__(self, options: PruneOptions, model: nn.Module) -> None:
+        assert options.quality is not None
+        self.targets = by_glob(model, options.quality, options.layers)
 
     def start(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
         return {}
@@ -142,11 +147,11 @@ class Pattern(Criterion):
 
     word = "pattern"
 
-    def __init__(self, plugin: Prune, model: nn.Module) -> None:
-        assert plugin.pattern is not None
-        modules, globs = layers(model), list(plugin.pattern) if isinstance(plugin.pattern, dict) else [plugin.layers]
-        asked: dict[str, str] = by_glob(model, plugin.pattern, plugin.layers)
-        self.asked = {name: pattern.parsed(each) for name, each in asked.items()}
+    def __init__(self, options: PruneOptions, model: nn.Module) -> None:
+        assert options.pattern is not None
+        modules, globs = layers(model), list(options.pattern) if isinstance(options.pattern, dict) else [options.layers]
+        asked: dict[str, str] = by_glob(model, options.pattern, options.layers)
+        self.asked = {name: parsed(each) for name, each in asked.items()}
         odd = [name for name, (_, m) in self.asked.items() if pattern.inputs(modules[name]) % m]
         for name in odd:
             n, m = self.asked.pop(name)
@@ -156,7 +161,7 @@ class Pattern(Criterion):
                     f"no multiple of {m}: leave it out"
                 )
         if not self.asked:
-            raise UsageError(f"prune.pattern {plugin.pattern}: no layer's input channels are a multiple of it")
+            raise UsageError(f"prune.pattern {options.pattern}: no layer's input channels are a multiple of it")
         self.left_out = f"left out, as their input channels are no multiple: {', '.join(odd)}" if odd else ""
         self.dimensions = {name: pattern.input_dimension(modules[name]) for name in self.asked}
         self.targets = {name: 1 - n / m for name, (n, m) in self.asked.items()}
@@ -186,3 +191,25 @@ class Pattern(Criterion):
 
     def shown(self) -> str:
         return ", ".join(f"{name} {n}:{m}" for name, (n, m) in self.asked.items())
+
+
+def criterion_for(options: PruneOptions, model: nn.Module) -> Criterion:
+    """What is asked for, by layer. Raises UsageError for a glob that matches no layer."""
+    if options.quality is not None:
+        return Quality(options, model)
+    return Pattern(options, model) if options.pattern is not None else Sparsity(options, model)
+
+
+def described(options: PruneOptions, criterion: Criterion, model: nn.Module) -> str:
+    """A line for people: how many weights of which layers, what is asked of each, and how."""
+    if not any(criterion.targets.values()):
+        return "prunes nothing"
+    modules = layers(model)
+    weights = sum(leaf_weight(modules[name]).numel() for name in criterion.targets)
+    rounds = f" in {options.rounds or 5} rounds" if options.schedule == "iterative" else ""
+    scope = f", by {options.scope}" if criterion.word == "sparsity" else ""
+    how = f"({options.schedule}{rounds}{scope}{', with surgery' if options.surgery else ''})"
+    left_out = f"; {criterion.left_out}" if criterion.left_out else ""
+    return (
+        f"{weights:,} weights of {len(criterion.targets)} layers, {criterion.word} {criterion.shown()} {how}{left_out}"
+    )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from makeweight import UsageError
-from makeweight.errors import did_you_mean
+from makeweight.plugin import did_you_mean, read_json
 
 LIMIT = 16 << 20
 """bytes that a file may have"""
@@ -30,8 +30,6 @@ class Curves:
 
     layers: dict[str, Curve]
     path: str
-    shares: dict[tuple[Any, ...], dict[str, float]] = field(default_factory=dict)
-    """what was worked out before: sparsities by layer, for a target and layers"""
 
     def of(self, sizes: Mapping[str, int], asked: Iterable[str]) -> dict[str, Curve]:
         """The curves of the layers asked for. Raises UsageError where the file is of another model."""
@@ -61,13 +59,11 @@ def as_json(model: str, data: str, metric: str, dense: float, examples: int, lay
 def read(path: str) -> Curves:
     """Read a file of `trainer sensitivity`. Raises UsageError, in one line, for whatever is not as it was written."""
     try:
-        if Path(path).stat().st_size > LIMIT:
-            raise UsageError(f"sensitivity {path} is no file of 'trainer sensitivity': it is too large")
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = read_json(Path(path), LIMIT)
     except OSError as error:
         raise UsageError(f"sensitivity {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"sensitivity {path} is not JSON: {type(error).__name__}") from error
+    except ValueError as error:
+        raise UsageError(f"sensitivity {path} is not JSON that can be read: {error}") from error
     try:
         return Curves(_layers(record), path)
     except _UnfitError as error:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from makeweight.plugin import evaluating
+
 if TYPE_CHECKING:
     from makeweight import Trainer
 
@@ -41,13 +43,10 @@ def varying_inputs(trainer: Trainer, names: Iterable[str]) -> dict[str, Tensor]:
 
     model = trainer.model
     handles = [attrgetter(name)(model).register_forward_pre_hook(watch(name)) for name in names if name]
-    training = model.training
-    model.eval()  # batch norm's statistics are not to be moved
     try:
-        with torch.no_grad(), trainer.accelerator.autocast():
+        with evaluating(model), torch.no_grad(), trainer.accelerator.autocast():
             trainer.task.forward(model, trainer.sample_batch())
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     return seen

@@ -8,20 +8,8 @@ need it. (Mishra et al., *Accelerating sparse deep neural networks*, 2021.)
 
 from __future__ import annotations
 
-import re
-
 import torch
 from torch import Tensor, nn
-
-from makeweight import UsageError
-
-
-def parsed(pattern: str) -> tuple[int, int]:
-    """N and M of 'N:M'. Raises UsageError unless 1 <= N <= M."""
-    found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", pattern)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UsageError(f"pattern {pattern}: expected N:M with 1 <= N <= M, as 2:4")
-    return int(found[1]), int(found[2])
 
 
 def input_dimension(module: nn.Module) -> int:

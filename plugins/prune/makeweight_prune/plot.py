@@ -19,15 +19,17 @@ def plot(path: Path, kind: str, title: str, metric: str, dense: float, layers: M
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
+    from makeweight.plugin import label
+
     few = len(layers) <= DISTINCT
     figure = Figure(figsize=(7 if few else 9, 4.5), layout="constrained")  # no pyplot: it keeps every figure
     axis = figure.subplots()
     for number, (name, each) in enumerate(layers.items()):
         colour = f"C{number}" if few else colormaps["viridis"](number / (len(layers) - 1))
         kept = [1 - sparsity for sparsity in each["sparsity"]]
-        axis.plot(kept, each["values"], marker=".", color=colour, label=name or "the model")
+        axis.plot(kept, each["values"], marker=".", color=colour, label=label(name) or "the model")
     axis.axhline(dense, color="gray", linewidth=0.8, linestyle="--", label="as it is")
-    axis.set(title=title, xlabel="sparsity of the layer", ylabel=metric, xscale="log")
+    axis.set(title=title.replace("$", r"\$"), xlabel="sparsity of the layer", ylabel=label(metric), xscale="log")
     ticks = sorted({sparsity for each in layers.values() for sparsity in each["sparsity"]})
     axis.set_xticks([1 - tick for tick in ticks], [f"{tick:g}" for tick in ticks], rotation=60)
     axis.xaxis.set_minor_locator(NullLocator())

@@ -34,34 +34,45 @@ def share_out(curves: Mapping[str, Curve], target: float, path: str = "the file"
     """Sparsities by layer, whose total over all weights is `target`, with one drop d common to all layers.
 
     Each layer gets the largest sparsity at which, pruned alone, it loses at most d (the curves are those of Li et al.
-    2017); d is found by bisection. Where the total jumps at d, as at 0 where layers lose nothing, all layers go the
-    same share of the jump. No layer gets more than was measured of it. The total is exact: round(target · n) weights.
-    Raises UsageError for a target above what was measured.
+    2017). Where the total jumps at d, as at 0 where layers lose nothing, all layers go the same share of the jump. No
+    layer gets more than was measured of it. The total is exact: round(target · n) weights. Raises UsageError for a
+    target above what was measured.
     """
-    total = sum(curve.weights for curve in curves.values())
-    most = sum(curve.weights * curve.sparsity[-1] for curve in curves.values()) / total
+    sizes = {name: curve.weights for name, curve in curves.items()}
+    weights = sum(sizes.values())
+    most = sum(curve.weights * curve.sparsity[-1] for curve in curves.values()) / weights
     if target > most:
         raise UsageError(f"sparsity {target:g}: expected at most {most:.4g}, as far as {path} has measured")
+    below, above = (_at(curves, drop) for drop in common_drop(curves, target))
+    gap = _total(curves, above) - _total(curves, below)
+    share = min(max((target - _total(curves, below)) / gap, 0.0), 1.0) if gap > 0 else 1.0
+    exact = {name: size * (below[name] + share * (above[name] - below[name])) for name, size in sizes.items()}
+    counts = _whole_numbers(exact, sizes, round(target * weights))
+    return {name: counts[name] / size for name, size in sizes.items()}
 
-    def at(drop: float) -> dict[str, float]:
-        return {name: largest(curve, drop) for name, curve in curves.items()}
 
-    def reached(sparsity: Mapping[str, float]) -> float:
-        return sum(curve.weights * sparsity[name] for name, curve in curves.items()) / total
+def common_drop(curves: Mapping[str, Curve], target: float) -> tuple[float, float]:
+    """Two drops next to each other, found by bisection, between which the layers' total reaches `target`."""
+    if _total(curves, _at(curves, 0.0)) >= target:  # for nothing
+        return -1.0, 0.0
+    low, high = 0.0, max(max(curve.drop) for curve in curves.values())
+    while low < (middle := (low + high) / 2) < high:
+        if _total(curves, _at(curves, middle)) < target:
+            low = middle
+        else:
+            high = middle
+    return low, high
 
-    if reached(at(0.0)) >= target:  # for nothing
-        low, high = -1.0, 0.0
-    else:
-        low, high = 0.0, max(max(curve.drop) for curve in curves.values())
-        while low < (middle := (low + high) / 2) < high:
-            low, high = (middle, high) if reached(at(middle)) < target else (low, middle)
-    below, above = at(low), at(high)
-    gap = reached(above) - reached(below)
-    share = min(max((target - reached(below)) / gap, 0.0), 1.0) if gap > 0 else 1.0
-    exact = {name: curve.weights * (below[name] + share * (above[name] - below[name]))
-             for name, curve in curves.items()}  # fmt: skip
-    counts = _whole_numbers(exact, {name: curve.weights for name, curve in curves.items()}, round(target * total))
-    return {name: counts[name] / curve.weights for name, curve in curves.items()}
+
+def _at(curves: Mapping[str, Curve], drop: float) -> dict[str, float]:
+    """The largest sparsities at which each layer loses at most `drop`."""
+    return {name: largest(curve, drop) for name, curve in curves.items()}
+
+
+def _total(curves: Mapping[str, Curve], sparsity: Mapping[str, float]) -> float:
+    """The sparsity over all weights."""
+    sizes = {name: curve.weights for name, curve in curves.items()}
+    return sum(size * sparsity[name] for name, size in sizes.items()) / sum(sizes.values())
 
 
 def _whole_numbers(exact: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, int]:

@@ -1,11 +1,10 @@
 """Dynamic Network Surgery (Guo et al., NeurIPS 2016): what was dropped goes on being trained, and may come back.
 
 The paper keeps the dense weights W and multiplies them by the masks T in the forward pass; the gradient with respect
-to W ⊙ T moves all of W (equation 4). Here the model holds W ⊙ T itself, and what the masks drop, W ⊙ (1 - T), is kept
-aside. A step of the optimizer on W ⊙ T, whose gradient is dense, moves dropped weights away from zero; that
-displacement is added to what is kept aside, and the weight is zero again. It is the same update with neither a
-parametrization nor a second forward path, and the loss that is regularised is that of W ⊙ T: weight decay leaves
-dropped weights alone.
+to W ⊙ T moves all of W (equation 4). Here the model holds W ⊙ T itself, and the pruned weights W ⊙ (1 - T) are stored.
+A step of the optimizer on W ⊙ T, whose gradient is dense, moves pruned weights away from zero; that update is added to
+the stored weights, and the weight is set to zero again. It is the same update with neither a parametrization nor a
+second forward path, and the loss that is regularised is that of W ⊙ T: weight decay leaves pruned weights alone.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ def scores(weight: Tensor, mask: Tensor | None) -> Tensor:
     magnitude = weight.abs()
     if mask is None:
         return magnitude.div_(LOWER)
-    return magnitude.mul_(mask.mul(1 / LOWER - 1 / UPPER).add_(1 / UPPER))
+    return magnitude.mul_(mask.to(magnitude).mul_(1 / LOWER - 1 / UPPER).add_(1 / UPPER))
 
 
-def follow(aside: Sequence[Tensor], weights: Sequence[Tensor], dropping: Sequence[Tensor]) -> None:
-    """Add to what is kept aside what a step gave to the dropped weights; `dropping` are the masks' complements."""
-    torch._foreach_addcmul_(list(aside), list(weights), list(dropping))
+def follow(stored: Sequence[Tensor], weights: Sequence[Tensor], dropping: Sequence[Tensor]) -> None:
+    """Add the optimizer's update to the stored pruned weights; `dropping` are the masks' complements."""
+    torch._foreach_addcmul_(list(stored), list(weights), list(dropping))
 
 
-def whole(weight: Tensor, mask: Tensor, aside: Tensor) -> Tensor:
-    """The dense weight: what the mask keeps, and what is kept aside."""
-    return torch.where(mask != 0, weight, aside)
+def whole(weight: Tensor, mask: Tensor, stored: Tensor) -> Tensor:
+    """The dense weight: what the mask keeps, and the stored pruned weights."""
+    return torch.where(mask, weight, stored)

@@ -11,7 +11,8 @@ from torch import nn
 from makeweight import MakeweightError, Trainer, UsageError
 from makeweight.models import LeNet5, LeNet300
 from makeweight_prune import Prune
-from makeweight_prune.pattern import inputs, most_kept, parsed, pattern_mask
+from makeweight_prune.options import parsed
+from makeweight_prune.pattern import inputs, most_kept, pattern_mask
 
 
 def trainer(model: nn.Module, *plugins: object, size: int = 8, channels: int = 1, epochs: int = 3) -> Trainer:
@@ -101,7 +102,7 @@ def test_convolutions_take_the_pattern_along_their_input_channels() -> None:
 
 def test_layers_whose_channels_are_no_multiple_are_left_out_unless_they_are_named() -> None:
     run = trainer(LeNet5((1, 28, 28), 10), Prune(pattern="2:4"), size=28)
-    said = run.set_up()["prune"] or ""
+    said = run.check()["prune"] or ""
     assert "430,000 weights of 3 layers, pattern conv2 2:4, fc1 2:4, fc2 2:4" in said
     assert "left out, as their input channels are no multiple: conv1" in said
     for asked in ({"pattern": "2:4", "layers": "conv*"}, {"pattern": {"*": "2:4", "conv1": "2:4"}}):

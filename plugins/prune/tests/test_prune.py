@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from makeweight import MakeweightError, Trainer, UsageError
+from makeweight import LoopOptions, MakeweightError, Trainer, UsageError
 from makeweight.models import LeNet300
 from makeweight_prune import Prune
+from tests.helpers import run_stages
 
 
 def trainer(*plugins: object, epochs: int = 3, **settings: Any) -> Trainer:
@@ -135,23 +136,14 @@ def test_options_that_do_not_fit_the_run_are_refused_before_it(options: dict[str
 
 
 def test_stages_prune_on_from_where_the_last_one_ended() -> None:
-    from makeweight.options import Stage, StageOptions
-
-    plugin = Prune(sparsity=0.5)
-    stages = [
-        Stage(StageOptions(epochs=2), {"prune": Prune(sparsity=0.5)}),
-        Stage(StageOptions(epochs=2), {"prune": Prune(sparsity=0.9, schedule="linear", end=2)}),
-    ]
-    seen = []
-
-    run = trainer(plugin, stages=stages)
-
-    def look(batch: Any, output: Any) -> torch.Tensor:
-        seen.append(sparsities(run)["fc1"])
-        return output.sum() * 0
-
-    run.losses["seen"] = look
-    run.fit()
+    first = trainer()
+    seen: list[float] = []
+    run = run_stages(
+        first.model, first.batches.data.columns,
+        (LoopOptions(epochs=2, batch_size=32), {"prune": Prune(sparsity=0.5)}),
+        (LoopOptions(epochs=2, batch_size=32), {"prune": Prune(sparsity=0.9, schedule="linear", end=2)}),
+        watch=lambda run: seen.append(sparsities(run)["fc1"]),
+    )  # fmt: skip
     assert seen[20] == pytest.approx(0.5)
     assert seen == sorted(seen)
-    assert sparsities(run) == pytest.approx({"fc1": 0.9, "fc2": 0.9, "fc3": 0.9}, abs=1e-4)
+    assert sparsities(run.trainer) == pytest.approx({"fc1": 0.9, "fc2": 0.9, "fc3": 0.9}, abs=1e-4)

@@ -115,8 +115,8 @@ def test_what_the_metric_loses_is_what_the_loss_gains(tmp_path: Path) -> None:
         ({"layers": {}}, "it has no layers"),
         ({"layers": [1]}, "it has no layers"),
         ({"dense": "high"}, "dense is no number"),
-        ({"dense": float("nan")}, "dense is no number"),
-        ({"dense": 10**4000}, "dense is no number"),
+        ({"dense": float("nan")}, "it holds the number NaN"),
+        ({"dense": 10**4000}, "a number of 4,001 digits"),
         ({"layers__fc1": 3}, "layer 'fc1' is no table"),
         ({"layers__fc1__weights": True}, "the weights of 'fc1' are no number"),
         ({"layers__fc1__weights": -5}, "the weights of 'fc1' are no number"),
@@ -167,7 +167,7 @@ def test_what_is_no_json_or_no_file_is_refused(text: str, tmp_path: Path) -> Non
     with pytest.raises(UsageError, match=r"sensitivity nowhere\.json cannot be read: No such file"):
         read("nowhere.json")
     (tmp_path / "latin.json").write_bytes(b"\xff")
-    with pytest.raises(UsageError, match="is not JSON: UnicodeDecodeError"):
+    with pytest.raises(UsageError, match="is not JSON that can be read: it is not text"):
         read(str(tmp_path / "latin.json"))
 
 

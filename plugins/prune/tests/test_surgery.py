@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from makeweight import MakeweightError, Trainer, load_tensors
+from makeweight import LoopOptions, MakeweightError, Trainer, checkpoint, load_tensors
 from makeweight.models import LeNet300
-from makeweight.options import Stage, StageOptions
 from makeweight.testing import PluginConformance, run_trainer
 from makeweight_prune import Prune
 from makeweight_prune.magnitude import kept
 from makeweight_prune.surgery import scores
+from tests.helpers import run_stages
 
 
-def trainer(*plugins: object, epochs: int = 4, **settings: Any) -> Trainer:
-    """In double precision, so that a reference agrees on each weight, and on classes that can be learnt."""
+def model_and_data() -> tuple[LeNet300, tuple[torch.Tensor, torch.Tensor]]:
+    """In double precision, so that a reference agrees on each weight, and with classes that can be learnt."""
     torch.manual_seed(0)
     labels = torch.randint(0, 10, (320,))
     pixels = torch.randn(10, 1, 8, 8)[labels] + 0.5 * torch.randn(320, 1, 8, 8)
-    model = LeNet300((1, 8, 8), 10).double()
-    return Trainer(model, (pixels.double(), labels), plugins=plugins, batch_size=32, epochs=epochs, **settings)
+    return LeNet300((1, 8, 8), 10).double(), (pixels.double(), labels)
+
+
+def trainer(*plugins: object, epochs: int = 4, **settings: Any) -> Trainer:
+    model, data = model_and_data()
+    return Trainer(model, data, plugins=plugins, batch_size=32, epochs=epochs, **settings)
 
 
 def stop_early(run: Trainer) -> None:
@@ -39,12 +44,16 @@ def stop_early(run: Trainer) -> None:
     run.losses["stop"] = stop
 
 
+def zeros(run: Trainer) -> dict[str, torch.Tensor]:
+    return {name: layer.weight == 0 for name, layer in run.layers().items()}  # type: ignore[misc]
+
+
 def watched(run: Trainer) -> list[dict[str, torch.Tensor]]:
     """Which weights are zero in each step's forward, filled while the run goes."""
     seen: list[dict[str, torch.Tensor]] = []
 
     def look(batch: Any, output: Any) -> torch.Tensor:
-        seen.append({name: layer.weight == 0 for name, layer in run.layers().items()})  # type: ignore[misc]
+        seen.append(zeros(run))
         return output.sum() * 0
 
     run.losses["look"] = look
@@ -57,7 +66,7 @@ def test_one_threshold_on_the_scores_is_the_two_of_the_paper(size: int, t: float
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(size, generator=generator, dtype=torch.float64)
     mask = torch.rand(size, generator=generator) < 0.5
-    made = scores(weight, mask.double()) > t
+    made = scores(weight, mask) > t
     for value, was, now in zip(weight.abs().tolist(), mask.tolist(), made.tolist(), strict=True):
         assert now == (False if value < 0.9 * t else True if value > 1.1 * t else was)
 
@@ -69,12 +78,12 @@ def test_a_dropped_weight_returns_only_for_a_kept_one_that_is_much_smaller(
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(size, generator=generator, dtype=torch.float64)
     mask = torch.rand(size, generator=generator) > sparsity
-    made = kept(scores(weight, mask.double()), sparsity)
+    made = kept(scores(weight, mask), sparsity)
     assert int((~made).sum()) == round(sparsity * size)
     if int((~mask).sum()) == round(sparsity * size) and (back := made & ~mask).any():
         gone = mask & ~made
         assert weight[back].abs().min() > 1.1 / 0.9 * weight[gone].abs().max() * (1 - 1e-9)
-    assert torch.equal(kept(scores(weight, made.double()), sparsity), made)  # at once again nothing changes
+    assert torch.equal(kept(scores(weight, made), sparsity), made)  # at once again nothing changes
 
 
 def test_training_is_that_of_dense_weights_under_masks_with_the_gradient_passed_through() -> None:
@@ -89,7 +98,7 @@ def test_training_is_that_of_dense_weights_under_masks_with_the_gradient_passed_
 
     def look(batch: Any, output: Any) -> torch.Tensor:
         batches.append(batch)
-        inside.append({name: mask.bool().clone() for name, mask in plugin.masks.items()})
+        inside.append(plugin.masks(run))
         return output.sum() * 0
 
     run.losses["look"] = look
@@ -166,18 +175,19 @@ def test_thresholds_by_quality_let_weights_come_back_too() -> None:
     assert torch.equal(seen[31]["fc1"], seen[-1]["fc1"])
 
 
-def test_a_stage_without_surgery_follows_and_nothing_is_kept_aside() -> None:
-    plugin = Prune()
-    stages = [
-        Stage(StageOptions(epochs=2, lr=0.5), {"prune": Prune(sparsity=0.8, surgery=True, every=2, end=2)}),
-        Stage(StageOptions(epochs=2), {"prune": Prune(sparsity=0.8)}),
-    ]
-    run = trainer(plugin, stages=stages)
-    seen = watched(run)
-    run.fit()
+def test_a_stage_without_surgery_follows_and_nothing_is_stored() -> None:
+    model, data = model_and_data()
+    seen: list[dict[str, torch.Tensor]] = []
+    run = run_stages(
+        model, data,
+        (LoopOptions(epochs=2, lr=0.5, batch_size=32), {"prune": Prune(sparsity=0.8, surgery=True, every=2, end=2)}),
+        (LoopOptions(epochs=2, batch_size=32), {"prune": Prune(sparsity=0.8)}),
+        watch=lambda trainer: seen.append(zeros(trainer)),
+    )  # fmt: skip
+    plugin = run.trainer.plugins.by_name["prune"]
     assert any((before["fc1"] & ~after["fc1"]).any() for before, after in pairwise(seen[:20]))
     assert all(torch.equal(seen[20][name], later[name]) for later in seen[20:] for name in later)
-    assert plugin.aside == {} == plugin.dropping
+    assert plugin.stored == {} == plugin.dropping
     assert int(seen[-1]["fc2"].sum()) == 24000
 
 
@@ -188,9 +198,9 @@ def test_after_the_end_a_checkpoint_holds_no_dropped_weights_and_before_it_does(
 
     def look(batch: Any, output: Any) -> torch.Tensor:
         state = plugin.state_dict()
-        held.append(len(state["aside"]))
-        for name, aside in state["aside"].items():
-            assert not (aside[state["masks"][name]]).any()
+        held.append(len(state["stored"]))
+        for name, stored in state["stored"].items():
+            assert not (stored[plugin.masks(run)[name]]).any()
         return output.sum() * 0
 
     run.losses["look"] = look
@@ -199,26 +209,29 @@ def test_after_the_end_a_checkpoint_holds_no_dropped_weights_and_before_it_does(
 
 
 @pytest.mark.parametrize("change", ["name", "shape", "dtype", "kind"])
-def test_dropped_weights_of_a_checkpoint_that_do_not_fit_are_refused(change: str) -> None:
+def test_dropped_weights_of_a_checkpoint_that_do_not_fit_are_refused(change: str, tmp_path: Path) -> None:
     plugin = Prune(sparsity=0.8, surgery=True, every=2, end=4)
-    run = trainer(plugin, epochs=4)
+    run = trainer(plugin, epochs=4, out=tmp_path)
     stop_early(run)
     run.fit()
-    state = plugin.state_dict()
-    aside = state["aside"]
-    assert set(aside) == {"fc1", "fc2", "fc3"}
+    newest = max((tmp_path / "checkpoints").iterdir())
+    parts = checkpoint.load(newest)
+    stored = parts["plugins"]["prune"]["stored"]
+    assert set(stored) == {"fc1", "fc2", "fc3"}
     given: dict[str, Any] = {
-        "name": {"fc9": aside["fc1"]}, "shape": {"fc1": aside["fc2"]}, "dtype": {"fc1": aside["fc1"].float()},
+        "name": {"fc9": stored["fc1"]}, "shape": {"fc1": stored["fc2"]}, "dtype": {"fc1": stored["fc1"].float()},
         "kind": {"fc1": 3},
     }  # fmt: skip
-    fresh = Prune(sparsity=0.8, surgery=True)
-    fresh.load_state_dict(state | {"aside": given[change]})
-    with pytest.raises(MakeweightError, match=r"the checkpoint's dropped weights of 'fc\d' does not fit the model"):
-        trainer(fresh).set_up()
+    parts["plugins"]["prune"]["stored"] = given[change]
+    shutil.rmtree(newest)
+    checkpoint.save(tmp_path / "checkpoints", 10, parts)
+    again = trainer(Prune(sparsity=0.8, surgery=True, every=2, end=4), epochs=4, out=tmp_path, resume=True)
+    with pytest.raises(MakeweightError, match=r"stored pruned weights of 'fc\d' do not fit|'fc1' is 3"):
+        again.set_up()
 
 
 class TestSurgery(PluginConformance):
-    """Resumed to the same bits, in two processes too: what is kept aside is in the checkpoint after the first step."""
+    """Resumed to the same bits, in two processes too: what is stored is in the checkpoint after the first step."""
 
     name = "prune"
     options = {"sparsity": 0.5, "schedule": "one-shot", "every": 1, "surgery": True, "end": 1}
@@ -257,5 +270,5 @@ def test_surgery_clustering_and_coding_in_stages_keep_what_each_promised(process
 
 @pytest.mark.parametrize("state", [{"initial": {"fc1": 5.0}}, {"initial": {"fc1": -1}}, {"reached": {"fc1": "nan"}}])
 def test_a_checkpoint_with_an_impossible_sparsity_is_refused(state: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="fc1 was pruned to"):
-        Prune().load_state_dict({"masks": {}, "aside": {}, "initial": {}, "reached": {}} | state)
+    with pytest.raises(ValueError, match="fc1"):
+        Prune().load_state_dict({"stored": {}, "initial": {}, "reached": {}} | state)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from makeweight import MakeweightError, Trainer, UsageError
+from makeweight import LoopOptions, MakeweightError, Trainer, UsageError
 from makeweight.models import LeNet300
-from makeweight.options import Stage, StageOptions
 from makeweight_prune import Prune
 from makeweight_prune.thresholds import above
+from tests.helpers import run_stages
 
 
 def trainer(*plugins: object, epochs: int = 4, **settings: Any) -> Trainer:
@@ -96,21 +96,18 @@ def test_a_quality_that_drops_a_whole_layer_is_an_error() -> None:
 
 
 def test_a_stage_may_leave_pruning_out_and_the_next_one_goes_on() -> None:
+    first = trainer()
+    seen: list[float] = []
     stages = [
-        Stage(StageOptions(epochs=1), {"prune": Prune(quality=0.0)}),
-        Stage(StageOptions(epochs=2), {"prune": Prune(quality=1.0, schedule="one-shot")}),
-        Stage(StageOptions(epochs=1), {"prune": Prune(quality=0.0)}),
-        Stage(StageOptions(epochs=1), {"prune": Prune(sparsity=0.9, schedule="one-shot")}),
+        (1, Prune(quality=0.0)),
+        (2, Prune(quality=1.0, schedule="one-shot")),
+        (1, Prune(quality=0.0)),
+        (1, Prune(sparsity=0.9, schedule="one-shot")),
     ]
-    run = trainer(Prune(), stages=stages)
-    seen = []
-
-    def look(batch: Any, output: Any) -> torch.Tensor:
-        seen.append(sparsity(run, "fc1"))
-        return output.sum() * 0
-
-    run.losses["look"] = look
-    run.fit()
+    run_stages(
+        first.model, (first.batches.data.columns), *((LoopOptions(epochs=epochs, batch_size=32), {"prune": plugin})
+        for epochs, plugin in stages), watch=lambda run: seen.append(sparsity(run, "fc1")),
+    )  # fmt: skip
     assert seen[:10] == [0.0] * 10
     assert 0.4 < seen[10] < 0.7
     assert seen[10:40] == [seen[10]] * 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .quantizers import LearnedStep, affine_parameters, fake_quantize, first_step, gradient_factor
+from .tracing import Home
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -17,16 +19,18 @@ AVERAGE = 0.1
 """share in the moving average of the range that is observed"""
 SAMPLED = 1 << 16
 """activations of which a percentile is taken at most"""
+UNSEEN = torch.tensor([0.0, 0.0, 1.0, 0.0])
+"""-lowest, highest, step and zero point of a tensor that was never seen"""
 
 
 class Ranges(nn.Module):
-    """The ranges of n tensors of activations, and the affine quantizers that follow from them.
+    """The ranges of n tensors of activations, by home, and the affine quantizers that follow from them.
 
     It is trained and checkpointed with the model as an auxiliary module. While `observing`, the forward notes the range
     of what it sees, and `update` makes of it, after the step, what holds for all processes. Until then a tensor that is
     seen for the first time is quantized by its own range.
 
-    kind minmax: all that was seen; moving: a moving average of the extremes of steps; percentile: the same of the
+    kind minmax: running extremes; moving: a moving average of the extremes of steps; percentile: the same of the
     percentiles; learned: steps are parameters that begin from the first step's extremes, zero points stay.
     """
 
@@ -36,25 +40,23 @@ class Ranges(nn.Module):
     zero_point: Tensor
     limit: Tensor
 
-    def __init__(self, bits: list[int], kind: str, percentile: float) -> None:
+    def __init__(self, bits: Mapping[Home, int], kind: str, percentile: float) -> None:
         super().__init__()
-        self.kind, self.percentile = kind, percentile
+        self.bits, self.kind, self.percentile = dict(bits), kind, percentile
+        self.limits = [2**each - 1 for each in bits.values()]  # the largest integers
         self.on = self.observing = False
         self.register_buffer("bounds", torch.zeros(2, len(bits)))  # -lowest, highest
         self.register_buffer("scale", torch.ones(len(bits)))
         self.register_buffer("zero_point", torch.zeros(len(bits)))
         self.register_buffer("seen", torch.zeros(len(bits), dtype=torch.bool))
-        self.register_buffer("limit", torch.zeros(len(bits)), persistent=False)
+        self.register_buffer("limit", torch.tensor(self.limits, dtype=torch.float32), persistent=False)
         self.steps = nn.ParameterList([nn.Parameter(torch.ones(1)) for _ in bits] if kind == "learned" else [])
         self._noted: dict[int, list[Tensor]] = {}  # of this step: -lowest, highest, and for a learned step the mean |x|
-        self._read: tuple[int, Facts] | None = None
-        self.set_limits([2**each - 1 for each in bits])
+        self._read: Facts | None = None
 
     def quantize(self, index: int, x: Tensor) -> Tensor:
         """Tensor `index` of this forward on its grid, float32; noted where ranges are observed."""
         limit = self.limits[index]
-        if not limit:
-            return x
         x = x.float()
         if self.observing:
             self._note(index, x.detach())
@@ -72,13 +74,10 @@ class Ranges(nn.Module):
         return fake_quantize(x, facts.inverse[index], facts.scale[index], low, limit + low)
 
     def update(self, accelerator: Accelerator) -> None:
-        """Take in what every process noted in this step: the widest range of any, and the largest mean."""
-        if not self._noted and accelerator.num_processes == 1:
-            return
+        """Take in what every process noted in this step, the widest range of any; nothing is observed afterwards."""
+        self.observing = False
         wide = 3 if self.kind == "learned" else 2
-        lost = []
-        if len(self._noted) < len(self.limits):
-            lost = [torch.full((), -torch.inf, device=self.bounds.device)] * wide
+        lost = [torch.full((), -torch.inf, device=self.bounds.device)] * wide
         flat = [value for index in range(len(self.limits)) for value in self._noted.get(index, lost)]
         noted = torch.stack(flat).view(-1, wide).T  # [2 or 3, tensors]
         self._noted.clear()
@@ -89,40 +88,40 @@ class Ranges(nn.Module):
         else:
             self._follow(noted)
 
-    def _follow(self, noted: Any) -> None:
-        """Move observed ranges; what was not seen, or is no number, moves none."""
-        xp, (bounds, noted, seen) = self._arrays(self.bounds, noted, self.seen)
-        moved = xp.maximum(bounds, noted) if self.kind == "minmax" else bounds + AVERAGE * (noted - bounds)
-        found = xp.isfinite(noted).all(0)
-        if not self.all_seen():
-            moved = xp.where(seen, moved, noted)
-            seen |= found
-            self._read = None
-        bounds[:] = xp.where(found, moved, bounds)
-        self._settle()
-
-    def set_limits(self, limits: list[int]) -> None:
-        """Change the largest integers; 0 leaves a tensor as it is. Learned steps begin anew."""
-        self.limits = limits
-        self.limit.copy_(torch.tensor(limits).clamp_min(1))
-        if self.kind == "learned":
-            self.seen.zero_()
-        else:
-            self._settle()
-
     def facts(self) -> Facts:
         """The quantizers as numbers; the scales are not learned ones, and those of this step on the CPU alone."""
-        version = self.seen._version  # a checkpoint that is read writes into the buffers
-        if self._read is None or self._read[0] != version:
-            self._read = version, Facts.of(self)
-        return self._read[1]
+        if self._read is None:
+            scale = self.scale.cpu().numpy()
+            self._read = Facts(self.seen.tolist(), scale.tolist(), (1 / scale).tolist(), self.zero_point.tolist())
+        return self._read
 
-    def scales(self) -> list[float]:
-        """The steps as they are now."""
-        return torch.cat(list(self.steps)).tolist() if self.steps else self.scale.tolist()
+    def scales(self) -> Tensor:
+        """The steps as they are now, [n]."""
+        return torch.cat(list(self.steps)).detach() if self.steps else self.scale
 
     def all_seen(self) -> bool:
-        return all(seen or not limit for seen, limit in zip(self.facts().seen, self.limits, strict=True))
+        return all(self.facts().seen)
+
+    def learned(self, used: bool) -> list[Tensor]:
+        """The learned steps that take part in a training step, or those that do not: they have not begun."""
+        return [each for each, seen in zip(self.steps, self.facts().seen, strict=False) if (self.on and seen) == used]
+
+    def known(self) -> dict[Home, tuple[int, Tensor]]:
+        """What is known of the tensors that were seen: bits, and -lowest, highest, step and zero point, [4]."""
+        values = torch.stack([*self.bounds, self.scales(), self.zero_point], 1).cpu()
+        known = zip(self.bits.items(), values, self.facts().seen, strict=True)
+        return {home: (bits, each) for (home, bits), each, seen in known if seen}
+
+    @torch.no_grad()
+    def recall(self, known: Mapping[Home, tuple[int, Tensor]]) -> None:
+        """Begin with what `known` gave, for tensors of as many bits; all others were never seen."""
+        for index, (home, bits) in enumerate(self.bits.items()):
+            before, values = known.get(home, (0, UNSEEN))
+            values = values if before == bits else UNSEEN
+            self.bounds[:, index], self.zero_point[index] = values[:2], values[3]
+            (self.steps[index] if self.steps else self.scale[index]).copy_(values[2])
+            self.seen[index] = values is not UNSEEN
+        self._read = None
 
     def _note(self, index: int, x: Tensor) -> None:
         low, high = _extremes(x, self.percentile if self.kind == "percentile" else 100.0)
@@ -140,14 +139,21 @@ class Ranges(nn.Module):
         low = -float(zero_point)
         return fake_quantize(x, 1 / scale, scale, low, limit + low)
 
-    def _arrays(self, *tensors: Tensor) -> tuple[Any, list[Any]]:
-        """The module to compute with, and tensors for it: on the CPU NumPy, whose small operations cost a tenth."""
-        return (np, [tensor.numpy() for tensor in tensors]) if self.bounds.is_cpu else (torch, list(tensors))
-
-    def _settle(self) -> None:
-        _, (bounds, limit, scale, zero_point) = self._arrays(self.bounds, self.limit, self.scale, self.zero_point)
+    def _follow(self, noted: Tensor) -> None:
+        """Move observed ranges; what was not seen, or is no number, moves none."""
+        tensors = self.bounds, noted, self.seen, self.limit, self.scale, self.zero_point
+        # On the CPU with NumPy, whose small operations cost a tenth.
+        xp: Any = np if noted.is_cpu else torch
+        arrays: Any = [each.numpy() for each in tensors] if noted.is_cpu else tensors
+        bounds, fresh, seen, limit, scale, zero_point = arrays
+        moved = xp.maximum(bounds, fresh) if self.kind == "minmax" else bounds + AVERAGE * (fresh - bounds)
+        found, complete = xp.isfinite(fresh).all(0), self.all_seen()
+        if not complete:
+            moved = xp.where(seen, moved, fresh)
+            seen |= found
+        bounds[:] = xp.where(found, moved, bounds)
         scale[:], zero_point[:] = affine_parameters(bounds, limit)
-        if self.scale.is_cpu:  # elsewhere they would have to be waited for
+        if noted.is_cpu or not complete:  # elsewhere numbers would have to be waited for
             self._read = None
 
     def _begin_steps(self, noted: Tensor) -> None:
@@ -172,11 +178,6 @@ class Facts(NamedTuple):
     scale: list[float]
     inverse: list[float]
     zero_point: list[float]
-
-    @classmethod
-    def of(cls, ranges: Ranges) -> Facts:
-        scale = ranges.scale.cpu().numpy()
-        return cls(ranges.seen.tolist(), scale.tolist(), (1 / scale).tolist(), ranges.zero_point.tolist())
 
 
 class Fixed:

@@ -8,20 +8,21 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from makeweight import MakeweightError
+from makeweight.plugin import MakeweightError
 
-from .tracing import trace_alone
+from .tracing import Home, trace_alone
 
 Quantizer = Callable[[Tensor], Tensor]
 MARK = "_quantizers"
 """the attribute of a module with such a forward: the names of its quantizers"""
 
 
-def attach(model: nn.Module, quantizers: Mapping[tuple[str, str], Quantizer], training: bool = True) -> None:
+def attach(model: nn.Module, quantizers: Mapping[Home, Quantizer], training: bool = True) -> None:
     """Let the modules' forwards call a quantizer on the tensors that are named by module and name in its graph.
 
     The modules stay what they are, with their hooks, their parameters and their names; `detach` undoes it. Without
-    `training` the forward is that of eval alone. Raises MakeweightError for a name that a module's graph has not.
+    `training` the forward is that of eval alone. Raises MakeweightError for a name that a module's graph has not, and
+    for a forward that cannot be traced.
     """
     by_module: dict[str, dict[str, Quantizer]] = {}
     for (path, name), quantizer in quantizers.items():
@@ -54,7 +55,7 @@ def _by_mode(trained: Callable[..., Any], evaluated: Callable[..., Any]) -> Call
 
 
 def _generated(module: nn.Module, names: list[str], path: str, training: bool) -> Callable[..., Any]:
-    graph = trace_alone(module, training)
+    graph = trace_alone(module, path, training)
     nodes = {node.name: node for node in graph.nodes}
     for name in names:
         if name not in nodes:

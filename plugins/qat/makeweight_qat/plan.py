@@ -15,12 +15,10 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from makeweight.layers import KINDS
+from makeweight.plugin import KINDS, UsageError
 
-from .tracing import names_at_home, trace_whole
-
-Home = tuple[str, str]
-"""the path of a module, and a name in the graph of its own forward"""
+from .tracing import ADVICE, Home, homes_of
+from .weights import channel_axis
 
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -55,20 +53,22 @@ class Plan:
 
 
 class Planner:
-    """Looks at a model's graph; `bits` are those of the layers whose activations are quantized."""
+    """Looks at a model's whole graph.
 
-    def __init__(self, model: nn.Module, bits: dict[str, int], tensors: set[str] | None) -> None:
-        self.model, self.bits = model, bits
-        self.graph = trace_whole(model)
-        self.tensors = tensors  # names of the nodes that give tensors of floating point
-        self.names = names_at_home(model, self.graph)
+    `bits` are those of the layers whose activations are quantized, `floats` the nodes that give tensors of floating
+    point. Raises UsageError where a quantizer is wanted in a forward that cannot be traced by itself.
+    """
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, bits: dict[str, int], floats: set[fx.Node]) -> None:
+        self.graph, self.bits, self.floats = graph, bits, floats
+        self.homes, self.reasons = homes_of(model, graph)
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.wanted: dict[fx.Node, int] = {}
 
     def plan(self) -> Plan:
         plan = Plan()
-        ends: dict[fx.Node, int] = {}
-        most = max(self.bits.values(), default=0)
+        ends: list[fx.Node] = []
+        most = max(self.bits.values())
         for node in self.layers():
             chain = [node, *self._after(node)]
             if len(chain) > 1:
@@ -76,19 +76,19 @@ class Planner:
             if len(chain) > 1 and isinstance(self._module(chain[1]), NORMS):
                 plan.norms[str(node.target)] = str(chain[1].target)
             if isinstance(self._module(node), CONVOLUTIONS):
-                ends[chain[-1]] = self.bits[str(node.target)]
+                ends.append(chain[-1])
         for node in self.layers():
-            self._want(self.source(node.args[0]), self.bits[str(node.target)])
-        for node, bits in ends.items():
-            if node not in self.wanted:
-                self._want(node, bits)
+            read, bits = self.source(node.args[0]), self.bits[str(node.target)]
+            self.wanted[read] = max(bits, self.wanted.get(read, 0))
+        for node in ends:
+            self.wanted.setdefault(node, most)
         self._join(most)
         named = {node: self._home(node) for node in self.graph.nodes if node in self.wanted}
         plan.bits = {home: self.wanted[node] for node, home in named.items()}
         plan.inputs = {str(node.target): named[self.source(node.args[0])] for node in self.layers()}
         for node in self.graph.nodes:
-            if self._kind(node) in REPEATED and node in self.names and self.source(node) in named:
-                plan.repeats[self.names[node]] = named[self.source(node)]
+            if self._kind(node) in REPEATED and node in self.homes and self.source(node) in named:
+                plan.repeats[self.homes[node]] = named[self.source(node)]
         return plan
 
     def layers(self) -> list[fx.Node]:
@@ -108,18 +108,14 @@ class Planner:
             grown = False
             for node in self.graph.nodes:
                 operands = [self.source(each) for each in node.all_input_nodes] if self._kind(node) in JOINS else []
-                if len(operands) < 2 or not all(map(self._is_tensor, operands)):
+                if len(operands) < 2 or not self.floats.issuperset(operands):
                     continue
                 end = [node, *self._after(node)][-1]
                 tensors = [*operands, end]
                 if any(each in self.wanted for each in operands) and not all(each in self.wanted for each in tensors):
                     for each in tensors:
-                        if each not in self.wanted:
-                            self._want(each, bits)
+                        self.wanted.setdefault(each, bits)
                     grown = True
-
-    def _want(self, node: fx.Node, bits: int) -> None:
-        self.wanted[node] = max(bits, self.wanted.get(node, 0))
 
     def _after(self, node: fx.Node) -> list[fx.Node]:
         """The batch norm and the ReLU that follow a call, each where nothing else reads what is before it."""
@@ -141,7 +137,7 @@ class Planner:
         transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd) and layer.groups > 1
         once = all(sum(each.target == call.target for each in self.graph.nodes) == 1 for call in (node, norm))
         weight: Any = layer.weight
-        return once and not transposed and module.num_features == weight.shape[_out_axis(layer)]
+        return once and not transposed and module.num_features == weight.shape[channel_axis(layer)]
 
     def _kind(self, node: Any) -> Any:
         """What a node does, as the sets above name it: the class of the module, the function, or the method's name."""
@@ -152,34 +148,16 @@ class Planner:
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
-    def _is_tensor(self, node: fx.Node) -> bool:
-        return self.tensors is None or node.name in self.tensors
-
     def _said(self, node: fx.Node) -> str:
         return str(node.target) if node.op == "call_module" else getattr(node.target, "__name__", str(node.target))
 
     def _home(self, node: fx.Node) -> Home:
-        from makeweight import UsageError
-
-        if node not in self.names:
-            path = node.meta.get("home", ("",))[0]
-            raise UsageError(
-                f"qat: the forward of module {path!r} is another one when torch.fx traces it by itself: its "
-                "activations cannot be quantized; weights alone can, with --qat.activations 0"
-            )
-        return self.names[node]
-
-
-def make_plan(model: nn.Module, bits: dict[str, int], tensors: set[str] | None = None) -> Plan:
-    """Where quantizers stand when the layers in `bits` read integers of so many bits.
-
-    Raises UsageError for a model that torch.fx cannot trace.
-    """
-    return Planner(model, bits, tensors).plan()
-
-
-def _out_axis(layer: nn.Module) -> int:
-    return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
+        if node in self.homes:
+            return self.homes[node]
+        path = node.meta.get("home", ("",))[0]
+        raise self.reasons.get(path) or UsageError(
+            f"qat: the forward of module {path!r} is another one when torch.fx traces it by itself: {ADVICE}"
+        )
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -1,137 +1,105 @@
-"""The plugin: which layers and which tensors are quantized, from when on, and what is written in the end."""
+"""The plugin: from when on a stage quantizes, what outlives the stage, and what is written in the end."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from makeweight import MakeweightError, UsageError, hookimpl
+from makeweight.plugin import MakeweightError, check_equal, hookimpl, require
+
+from .memory import Memory
+from .options import QuantizationOptions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from makeweight import Artifact, Trainer
+    from makeweight.plugin import Artifact, StageOptions, Task, Trainer
 
     from .activations import Ranges
     from .plan import Plan
     from .weights import QuantizedWeight
 
-Bits = int | dict[str, int]
 OBSERVE_EVERY = 4
-"""steps from one look at the activations to the next, for averages: a look costs a small network a tenth of its step"""
+"""steps between observations of activations for averages: one costs a small network a tenth of its step"""
 
 
 @dataclass(eq=False)
-class Quantization:
+class Quantization(QuantizationOptions):
     """Train with weights and activations of few bits, and end in a model that computes with integers."""
 
     conflicts: ClassVar[Mapping[str, str]] = {
         "cluster": "few values for a layer and a grid for each of its channels cannot both hold"
     }
 
-    weights: Bits = 8
-    """bits of the weights, 2 to 8, or a table by layer glob: '{"*": 4, "fc3": 8}'; 0: as they are"""
-    activations: Bits = 8
-    """bits of what layers read, 2 to 8, or a table by layer glob; 0: as it is"""
-    skip: list[str] = field(default_factory=list)
-    """layers to leave alone: globs, and the words first and last"""
-    ranges: Literal["moving", "minmax", "percentile", "learned"] = "moving"
-    """of activations: a moving average of extremes, all that was seen, percentiles, or learned steps (LSQ). Of weights:
-    their extremes, percentiles, or learned steps"""
-    percentile: float = 99.99
-    """with ranges percentile: the share of values, in percent, within each end of the range"""
-    begin: float = 0.0
-    """epoch of the stage at which quantization begins"""
-    freeze: float | None = None
-    """epoch of the stage from which on the ranges of activations stay; never unless given"""
-
     def __post_init__(self) -> None:
-        for option in ("weights", "activations"):
-            given = getattr(self, option)
-            for layer, bits in (given if isinstance(given, dict) else {"": given}).items():
-                if bits != 0 and not 2 <= bits <= 8:
-                    where = f"{option} {layer} {bits}" if layer else f"{option} {bits}"
-                    raise UsageError(f"{where}: expected 2 to 8 bits, or 0 for none")
-        if not 50 < self.percentile <= 100:
-            raise UsageError(f"percentile {self.percentile:g}: expected 50 < percentile <= 100")
-        if self.begin < 0:
-            raise UsageError(f"begin {self.begin:g}: expected an epoch, 0 or more")
-        if self.freeze is not None and self.freeze < self.begin:
-            raise UsageError(f"freeze {self.freeze:g}: expected an epoch not before begin {self.begin:g}")
-        self.on = False  # whether this stage's quantization has begun
-        self.layers: list[str] = []  # whose weights this stage quantizes
-        self.begun: dict[str, int] = {}  # by layer: the bits for which its learned steps began
+        super().__post_init__()
+        self.on = False  # whether quantization has begun
+        self.memory = Memory(self.ranges)  # what the last stage, or a checkpoint, left
+        self.quantizers: dict[str, QuantizedWeight] = {}  # of weights, by layer
         self.plan: Plan | None = None
-        self.observed: Ranges | None = None
+        self.observed: Ranges | None = None  # of activations, where any are quantized
 
     @hookimpl
-    def on_init(self, trainer: Trainer) -> str:
-        from .setup import check_stages, describe, quantize_activations, quantize_weights
+    def on_check(self, options: StageOptions, model: nn.Module | None, batch: Any, task: Task) -> str:
+        from .setup import check
 
-        check_stages(self, trainer)
-        weights = quantize_weights(self, trainer)
-        self.plan, self.observed = quantize_activations(self, trainer)
-        self._follow_stage(trainer)
-        return describe(self, weights)
+        stage = f"less than the {options.epochs} epochs of the stage"
+        expected = f"{stage}; weights and activations of 0 bits leave a stage out"
+        require(self.is_off or self.begin < options.epochs, "qat.begin", f"{self.begin:g}", expected)
+        if model is None:
+            return f"weights {self.weights} and activations {self.activations} (bits) of the structure decided by then"
+        return check(self, model, batch, task)
 
     @hookimpl
-    def on_stage_start(self, trainer: Trainer) -> None:
-        self.on = False
-        self._follow_stage(trainer)
+    def on_init(self, trainer: Trainer) -> None:
+        from .setup import attach_activations, attach_weights, observe_sample, plan_activations
+
+        self.plan = plan_activations(self, trainer.model, trainer.sample_batch(), trainer.task)
+        self.quantizers = attach_weights(self, trainer, self.memory)
+        self.observed = attach_activations(self, trainer, self.plan, self.memory)
+        if self.ranges == "learned":
+            trainer.idle(lambda: self.learned(used=False))
+        if trainer.resumed and self.memory.on:
+            self._turn_on(trainer)
+        if self.on and trainer.ending and self.observed is not None:
+            observe_sample(self.observed, trainer)
 
     @hookimpl(wrapper=True)
     def on_batch(self, trainer: Trainer) -> Generator[None, Any, Any]:
+        """A step quantizes by the ranges before it; what it observes is taken in after it."""
         from .quantizers import at_most_halved
 
         if not self.on and trainer.progress >= self.begin:
-            self.on = True
-            self._follow_stage(trainer, begins=True)
-        with at_most_halved(self.learned(trainer)):
-            if self.observed is None:
-                return (yield)
-            return (yield from self._observe(trainer, self.observed))
-
-    def _observe(self, trainer: Trainer, ranges: Ranges) -> Generator[None, Any, Any]:
-        """The ranges of a step's activations, taken in after it; a step itself quantizes by those before it."""
-        moving = self.freeze is None or trainer.progress < self.freeze
-        due = ranges.kind == "minmax" or (ranges.kind != "learned" and trainer.step % OBSERVE_EVERY == 0)
-        ranges.observing = self.on and ((moving and due) or not ranges.all_seen())
-        try:
+            self._turn_on(trainer)
+        ranges = self.observed
+        if ranges is not None:
+            ranges.observing = self.on and self._is_due(trainer, ranges)
+        with at_most_halved(self.learned(used=True)):
             loss = yield
-        finally:
-            observed, ranges.observing = ranges.observing, False
-        if observed:
+        if ranges is not None and ranges.observing:
             ranges.update(trainer.accelerator)
         return loss
 
     @hookimpl
     def on_epoch_end(self, trainer: Trainer) -> None:
-        import torch
-
-        from makeweight.distributed import check_equal
-
         if self.observed is not None:
-            scales = torch.tensor(self.observed.scales())
-            known = {"scales": scales, "zero points": self.observed.zero_point}
+            known = {"scales": self.observed.scales(), "zero points": self.observed.zero_point}
             check_equal(trainer.accelerator, "ranges of activations: the", known)
 
     @hookimpl
     def on_export(self, trainer: Trainer, artifact: Artifact) -> None:
         """Integers and their scales in the place of the weights; what the activations need stands in the record."""
-        from makeweight.layers import weight_name
-
         from .record import write_activations, write_weight
 
-        if not self.on:
+        if not (self.on or self.is_off or artifact.trial):
             raise MakeweightError("qat: training stopped before qat.begin")
         record: dict[str, Any] = {"weights": {}, "activations": []}
-        for layer, (quantizer, scale) in self.quantizers(trainer).items():
-            size = write_weight(artifact.tensors, layer, scale, quantizer)
-            artifact.sizes[weight_name(layer)] = size
-            record["weights"][layer] = [quantizer.bits, quantizer.axis]
-        if self.observed is not None and self.plan is not None:
-            record["activations"] = write_activations(list(self.plan.bits), self.observed)
+        for layer, scale in self.scales(trainer).items():
+            write_weight(artifact, layer, scale, self.quantizers[layer])
+            record["weights"][layer] = [self.quantizers[layer].bits, self.quantizers[layer].axis]
+        if self.observed is not None:
+            record["activations"] = write_activations(self.observed, artifact.trial)
         artifact.metadata["qat"] = record
 
     @hookimpl
@@ -140,64 +108,60 @@ class Quantization:
         from .plan import Plan
         from .program import QuantizeDequantize, make_program
 
-        activations = {}
-        if self.observed is not None and self.plan is not None:
-            scales, zero_points = self.observed.scales(), self.observed.zero_point.tolist()
-            for index, home in enumerate(self.plan.bits):
-                if limit := self.observed.limits[index]:
-                    activations[home] = QuantizeDequantize(scales[index], zero_points[index], limit)
-        make_program(model, self.plan or Plan(), self.quantizers(trainer), activations)
+        known = self.observed.known() if self.observed is not None else {}
+        activations = {
+            home: QuantizeDequantize(float(row[2]), float(row[3]), bits) for home, (bits, row) in known.items()
+        }
+        make_program(model, self.plan or Plan(), self.quantizers, self.scales(trainer), activations)
 
     @hookimpl
-    def on_load(self, artifact: Artifact, model: nn.Module | None) -> None:
-        from .record import attach_activations, read_weight
+    def on_load(self, artifact: Artifact) -> None:
+        from .record import read_weight
 
-        record = artifact.metadata["qat"]
-        for layer, (bits, axis) in record["weights"].items():
+        for layer, (bits, axis) in artifact.metadata["qat"]["weights"].items():
             read_weight(artifact.tensors, layer, bits, axis)
-        if model is not None and record["activations"]:
-            attach_activations(model, record["activations"])
+
+    @hookimpl
+    def on_attach(self, artifact: Artifact, model: nn.Module) -> None:
+        from .record import attach_record
+
+        attach_record(model, artifact.metadata["qat"]["activations"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether quantization has begun, and with which bits; ranges and learned steps are parts of the model."""
-        return {"on": self.on, "begun": self.begun}
+        """What `Memory` holds: of learned steps those that have begun, of ranges those that were seen."""
+        steps = {layer: (each.bits, each.step.detach()) for layer, each in self.quantizers.items() if each.begun}
+        return Memory(self.ranges, self.on, steps, self.observed.known() if self.observed is not None else {}).write()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.on = bool(state["on"])
-        self.begun = {str(layer): int(bits) for layer, bits in state["begun"].items()}
+        self.memory = Memory.read(state, self.ranges)
 
-    def bits(self, model: nn.Module, option: Literal["weights", "activations"]) -> dict[str, int]:
-        """The bits by layer, of those that are quantized. Raises UsageError for a glob that matches no layer."""
-        from makeweight.layers import by_glob, layers
+    def scales(self, trainer: Trainer) -> dict[str, Tensor]:
+        """By layer: the step of each channel of its weight as it is now, [C]."""
+        return {layer: self.quantizers[layer].scale(weight) for layer, weight in self._weights(trainer).items()}
 
-        left = set()
-        for glob in self.skip:
-            everything = list(layers(model))
-            left |= {"first": {everything[0]}, "last": {everything[-1]}}.get(glob) or set(layers(model, glob))
-        asked = by_glob(model, getattr(self, option))
-        return {layer: bits for layer, bits in asked.items() if bits and layer not in left}
-
-    def quantizers(self, trainer: Trainer) -> dict[str, tuple[QuantizedWeight, Tensor]]:
-        """By layer: the quantizer that is on, and its scales as they are now, [C]."""
-        from .setup import quantizer_of
-
-        found = {}
-        for layer in self.bits(trainer.model, "weights"):
-            quantizer, weight = quantizer_of(trainer.model, layer)
-            found[layer] = quantizer, quantizer.scale(weight)
-        return found
-
-    def learned(self, trainer: Trainer) -> list[Tensor]:
-        """The learned steps of weights and of activations."""
-        from .setup import quantizer_of
-
-        if self.ranges != "learned" or not self.on:
+    def learned(self, used: bool) -> list[Tensor]:
+        """The learned steps that take part in a training step, or those that do not: they have not begun."""
+        if self.ranges != "learned":
             return []
-        weights = [quantizer_of(trainer.model, layer)[0].step for layer in self.layers]
-        return [*weights, *(self.observed.steps if self.observed is not None else [])]
+        steps: list[Tensor] = [each.step for each in self.quantizers.values()] if self.on == used else []
+        return steps if self.observed is None else [*steps, *self.observed.learned(used)]
 
-    def _follow_stage(self, trainer: Trainer, begins: bool = False) -> None:
-        """Give the quantizers this stage's bits, and turn them on or off."""
-        from .setup import follow
+    def _turn_on(self, trainer: Trainer) -> None:
+        """Begin to quantize. Learned steps begin here unless they did for the same bits in an earlier stage."""
+        self.on = True
+        for layer, weight in self._weights(trainer).items():
+            self.quantizers[layer].turn_on(weight)
+        if self.observed is not None:
+            self.observed.on = True
 
-        follow(self, trainer, begins)
+    def _weights(self, trainer: Trainer) -> dict[str, Tensor]:
+        """The weights behind the quantizers, by layer."""
+        from makeweight.plugin import parameter, weight_name
+
+        return {layer: parameter(trainer.model, weight_name(layer)).detach() for layer in self.quantizers}
+
+    def _is_due(self, trainer: Trainer, ranges: Ranges) -> bool:
+        """Whether this step's activations are observed."""
+        moving = self.freeze is None or trainer.progress < self.freeze
+        due = self.ranges == "minmax" or (self.ranges != "learned" and trainer.step % OBSERVE_EVERY == 0)
+        return (moving and due) or not ranges.all_seen()

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from .forwards import attach, detach
 from .plan import Plan
 from .quantizers import SMALLEST
+from .tracing import Home
 from .weights import QuantizedWeight, from_integers, over_channels, to_integers
 
 BIAS_LIMIT = 2**30
@@ -49,8 +50,8 @@ class Integers(nn.Module):
 class QuantizeDequantize:
     """A quantizer of activations as a program has it: unsigned integers of 8 bits, clipped where there are fewer."""
 
-    def __init__(self, scale: float, zero_point: float, limit: int) -> None:
-        self.scale, self.zero_point, self.limit = scale, int(zero_point), limit
+    def __init__(self, scale: float, zero_point: float, bits: int) -> None:
+        self.scale, self.zero_point, self.limit = scale, int(zero_point), 2**bits - 1
 
     def __call__(self, x: Tensor) -> Tensor:
         if not torch.onnx.is_in_onnx_export():
@@ -67,15 +68,15 @@ class QuantizeDequantize:
 
 
 def make_program(
-    model: nn.Module, plan: Plan, weights: Mapping[str, tuple[QuantizedWeight, Tensor]],
-    activations: Mapping[tuple[str, str], QuantizeDequantize],
+    model: nn.Module, plan: Plan, weights: Mapping[str, QuantizedWeight], scales: Mapping[str, Tensor],
+    activations: Mapping[Home, QuantizeDequantize],
 ) -> None:  # fmt: skip
-    """Make an integer program of a model in eval, in place; `weights` holds each layer's quantizer and its scales."""
+    """Make an integer program of a model in eval, in place; of each layer the quantizer of its weight, and scales."""
     detach(model)
-    for layer, (quantizer, scale) in weights.items():
-        scale = scale.detach().cpu()
+    for layer, quantizer in weights.items():
+        scale = scales[layer].cpu()
         module: Any = model.get_submodule(layer)
-        integers = to_integers(module.weight.detach(), scale, quantizer.axis)
+        integers = to_integers(module.weight.detach(), scale, quantizer.axis, quantizer.bits)
         # Few bits at the upper end of the byte: the same values on a finer scale, which is the biases' too.
         integers, scale = integers << 8 - quantizer.bits, scale / (1 << 8 - quantizer.bits)
         if layer in plan.norms:

@@ -14,41 +14,39 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from makeweight import MakeweightError
-from makeweight.layers import weight_name
+from makeweight.plugin import Artifact, MakeweightError, weight_name
 
-from .activations import Fixed, Ranges
-from .forwards import attach
-from .plan import Home
+from .activations import UNSEEN, Fixed, Ranges
+from .forwards import attach, detach
+from .tracing import Home
 from .weights import QuantizedWeight, from_integers, to_integers, weight_limit
 
 
-def scale_name(layer: str) -> str:
-    return f"{weight_name(layer)}_scale"
+def write_weight(artifact: Artifact, layer: str, scale: Tensor, quantizer: QuantizedWeight) -> None:
+    """Put integers and scales in the place of a layer's weight.
 
-
-def write_weight(tensors: MutableMapping[str, Tensor], layer: str, scale: Tensor, quantizer: QuantizedWeight) -> int:
-    """Put integers and scales in the place of a layer's weight, and return their bytes.
-
-    Raises MakeweightError where a value is not on the grid that was asked for.
+    Raises MakeweightError where a value is not on the grid that was asked for, unless it is a trial.
     """
-    name, scale = weight_name(layer), scale.detach().cpu()
-    values = tensors[name]
-    integers = to_integers(values, scale, quantizer.axis)
-    if not torch.equal(from_integers(integers, scale, quantizer.axis), values + 0.0):  # no -0.0
-        raise MakeweightError(f"{name} is not on its grid of {quantizer.bits} bits: it was changed after quantization")
-    if int(integers.abs().amax()) > weight_limit(quantizer.bits):
-        raise MakeweightError(f"{name} has values beyond its grid of {quantizer.bits} bits")
-    if not bool((scale.isfinite() & (scale > 0)).all()):
-        raise MakeweightError(f"the steps of {name} are not all above 0: training went astray, lower the learning rate")
-    tensors[name], tensors[scale_name(layer)] = integers, scale.clone()
-    return integers.numel() + 4 * scale.numel()
+    name, scale = weight_name(layer), scale.cpu()
+    values = artifact.tensors[name]
+    integers = to_integers(values, scale, quantizer.axis, quantizer.bits)
+    if not artifact.trial:
+        if not bool((scale.isfinite() & (scale > 0)).all()):
+            raise MakeweightError(
+                f"the steps of {name} are not all above 0: training diverged, lower the learning rate"
+            )
+        if not torch.equal(from_integers(integers, scale, quantizer.axis), values + 0.0):  # no -0.0
+            raise MakeweightError(
+                f"{name} is not on its grid of {quantizer.bits} bits: it was changed after quantization"
+            )
+    artifact.tensors[name], artifact.tensors[f"{name}_scale"] = integers, scale.clone()
+    artifact.sizes[name] = integers.numel() + 4 * scale.numel()
 
 
 def read_weight(tensors: MutableMapping[str, Tensor], layer: str, bits: Any, axis: Any) -> None:
     """Undo `write_weight`, trusting nothing."""
     name = weight_name(layer)
-    integers, scale = tensors[name], tensors.pop(scale_name(layer))
+    integers, scale = tensors[name], tensors.pop(f"{name}_scale")
     if not (2 <= bits <= 8 and axis in (0, 1)) or integers.dtype != torch.int8 or integers.ndim <= axis:
         raise MakeweightError(f"qat: {name!r} is not as it was written")
     if scale.dtype != torch.float32 or scale.shape != integers.shape[axis : axis + 1]:
@@ -61,16 +59,18 @@ def read_weight(tensors: MutableMapping[str, Tensor], layer: str, bits: Any, axi
     tensors[name] = from_integers(integers, scale, axis)
 
 
-def write_activations(homes: list[Home], ranges: Ranges) -> list[list[Any]]:
-    """The quantizers of activations as JSON. Raises MakeweightError for one whose tensor was never seen."""
-    scales, zero_points, seen, written = ranges.scales(), ranges.zero_point.tolist(), ranges.seen.tolist(), []
-    for index, (path, name) in enumerate(homes):
-        limit = ranges.limits[index]
-        if limit and not seen[index]:
+def write_activations(ranges: Ranges, trial: bool) -> list[list[Any]]:
+    """The quantizers of activations as JSON.
+
+    Raises MakeweightError for one whose tensor was never seen, unless it is a trial.
+    """
+    written, known = [], ranges.known()
+    for (path, name), bits in ranges.bits.items():
+        if (path, name) not in known and not trial:
             raise MakeweightError(f"qat: no step saw the activations {name!r} of module {path!r}: train longer")
-        if limit:
-            scale = float(str(np.float32(scales[index])))  # the shortest digits that give the same float32
-            written.append([path, name, scale, int(zero_points[index]), limit.bit_length()])
+        *_, scale, zero_point = known.get((path, name), (bits, UNSEEN))[1].tolist()
+        digits = float(str(np.float32(scale)))  # the shortest that give the same float32
+        written.append([path, name, digits, int(zero_point), bits])
     return written
 
 
@@ -87,17 +87,13 @@ def read_activations(record: Any) -> dict[Home, Fixed]:
     return quantizers
 
 
-def attach_activations(model: nn.Module, record: Any) -> None:
-    """Let a model that was read compute as the one that was trained."""
+def attach_record(model: nn.Module, record: Any) -> None:
+    """Let a model that was read compute as the one that was trained. Raises MakeweightError for another model."""
     quantizers = read_activations(record)
     for path, _ in quantizers:
         try:
             model.get_submodule(path)
         except AttributeError as error:
             raise MakeweightError(f"qat: the model has no module {path!r}: it is another model") from error
-    try:
-        attach(model, quantizers)
-    except MakeweightError:
-        raise
-    except Exception as error:  # whatever tracing a forward may raise
-        raise MakeweightError(f"qat: the model's activations cannot be quantized as in the file: {error}") from error
+    detach(model)
+    attach(model, quantizers)

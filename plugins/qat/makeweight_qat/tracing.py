@@ -1,21 +1,23 @@
 """The network as a graph by torch.fx: as one whole, and each module's own forward by itself.
 
-The whole graph shows what feeds what. It is not run: hooks on modules would be passed over. What is run is the forward
-of single modules, with quantizers put in (`forwards.py`); so each call in the whole graph knows its `home`, the
-module in whose forward it stands and its place among the calls there.
+The whole graph shows what feeds what. It is not trained: hooks on modules would be passed over. What is trained is the
+forward of single modules, with quantizers put in (`forwards.py`); so each call in the whole graph knows its `home`,
+the module in whose forward it stands and its place among the calls there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import fx, nn
 
-from makeweight import UsageError
+from makeweight.plugin import UsageError, evaluating
+
+Home = tuple[str, str]
+"""the path of a module, and a name in the graph of its own forward"""
 
 CALLS = ("call_function", "call_method", "call_module")
+ADVICE = "its activations cannot be quantized; weights alone can, with --qat.activations 0"
 
 
 class Whole(fx.Tracer):
@@ -58,22 +60,21 @@ class Alone(fx.Tracer):
 def trace_whole(model: nn.Module) -> fx.Graph:
     """The graph of the model in eval. Raises UsageError, naming the module, for one that cannot be traced."""
     tracer = Whole()
-    with _mode(model, training=False):
+    with evaluating(model):
         try:
             return tracer.trace(model)
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            where = f"module {tracer.deepest!r}" if tracer.deepest else "the model's own forward"
-            raise UsageError(
-                f"qat: {where} cannot be traced by torch.fx ({reason}): its activations cannot be quantized; "
-                "weights alone can, with --qat.activations 0"
-            ) from error
+        except Exception as error:  # a forward that is called with no tensors may raise anything
+            raise _untraceable(tracer.deepest, error) from error
 
 
-def trace_alone(module: nn.Module, training: bool) -> fx.Graph:
-    """The graph of one module's forward as it is in training or in eval."""
-    with _mode(module, training, deep=False):
-        return Alone().trace(module)
+def trace_alone(module: nn.Module, path: str, training: bool) -> fx.Graph:
+    """The graph of one module's forward as it is in training or in eval. Raises UsageError as `trace_whole` does."""
+    with evaluating(module):
+        module.training = training
+        try:
+            return Alone().trace(module)
+        except Exception as error:  # as above
+            raise _untraceable(path, error) from error
 
 
 def calls_of(module: nn.Module, graph: fx.Graph) -> list[fx.Node]:
@@ -85,29 +86,32 @@ def calls_of(module: nn.Module, graph: fx.Graph) -> list[fx.Node]:
     ]  # fmt: skip
 
 
-def names_at_home(model: nn.Module, whole: fx.Graph) -> dict[fx.Node, tuple[str, str]]:
-    """For each call, and each input, of the whole graph: its module's path, and its name in that module's own graph.
+def homes_of(model: nn.Module, whole: fx.Graph) -> tuple[dict[fx.Node, Home], dict[str, UsageError]]:
+    """The home of each call, and of each input, of the whole graph: its module's path and its name in its own graph.
 
-    A module whose forward takes another way when it is traced alone is left out.
+    Calls of a module whose forward takes another way when it is traced by itself have none. Where it cannot be traced
+    by itself at all, the reason stands, by path, in the second table: it matters only where a quantizer is wanted.
     """
     by_path: dict[str, list[fx.Node]] = {}
     for node in whole.nodes:
         if "home" in node.meta:
             by_path.setdefault(node.meta["home"][0], []).append(node)
-    named = {}
+    homes: dict[fx.Node, Home] = {}
+    reasons: dict[str, UsageError] = {}
     for path, nodes in by_path.items():
         module = model.get_submodule(path)
         try:
-            alone = calls_of(module, trace_alone(module, training=False))
-        except Exception:  # whatever a forward may raise that is called with no tensors
+            alone = calls_of(module, trace_alone(module, path, training=False))
+        except UsageError as error:
+            reasons[path] = error
             continue
         for node in nodes:
             place = node.meta["home"][1]
             if isinstance(place, str):
-                named[node] = (path, place)
+                homes[node] = (path, place)
             elif place < len(alone) and _same_call(path, node, alone[place]):
-                named[node] = (path, alone[place].name)
-    return named
+                homes[node] = (path, alone[place].name)
+    return homes, reasons
 
 
 def _same_call(path: str, node: fx.Node, alone: fx.Node) -> bool:
@@ -115,14 +119,7 @@ def _same_call(path: str, node: fx.Node, alone: fx.Node) -> bool:
     return (node.op, node.target) == (alone.op, target)
 
 
-@contextmanager
-def _mode(module: nn.Module, training: bool, deep: bool = True) -> Iterator[None]:
-    modules = list(module.modules()) if deep else [module]
-    modes = [each.training for each in modules]
-    for each in modules:
-        each.training = training
-    try:
-        yield
-    finally:
-        for each, mode in zip(modules, modes, strict=True):
-            each.training = mode
+def _untraceable(path: str, error: Exception) -> UsageError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    where = f"module {path!r}" if path else "the model's own forward"
+    return UsageError(f"qat: {where} cannot be traced by torch.fx ({reason}): {ADVICE}")

@@ -26,24 +26,19 @@ def over_channels(values: Tensor, weight: Tensor, axis: int) -> Tensor:
     return values.view([-1 if dim == axis else 1 for dim in range(weight.ndim)])
 
 
-def rows(weight: Tensor, axis: int) -> Tensor:
-    """The weights of each channel: [C, n]."""
-    return weight.movedim(axis, 0).flatten(1)
-
-
 class QuantizedWeight(nn.Module):
-    """Behind `layer.weight`: its values on a grid for each channel. What is off passes the weight on as it is.
+    """Behind `layer.weight`: its values on a grid for each channel; identity while off.
 
-    `ranges` minmax: up to each channel's largest magnitude; percentile: up to that share of its magnitudes; learned:
-    the steps are parameters.
+    `ranges` percentile: up to that share of each channel's magnitudes; learned: the steps are parameters; any other: up
+    to each channel's largest magnitude.
     """
 
     def __init__(self, weight: Tensor, axis: int, bits: int, ranges: str, percentile: float) -> None:
         super().__init__()
         self.axis, self.bits, self.ranges, self.percentile = axis, bits, ranges, percentile
-        self.on = False
+        self.on = self.begun = False
         channels = weight.shape[axis]
-        self.factor = gradient_factor(weight.numel() // channels, 1)
+        self.factor = gradient_factor(weight.numel() // channels, weight_limit(bits))
         if ranges == "learned":
             self.step = nn.Parameter(torch.ones(channels, device=weight.device))
 
@@ -53,9 +48,8 @@ class QuantizedWeight(nn.Module):
         limit = weight_limit(self.bits)
         if self.ranges == "learned":
             scale = over_channels(self.step, weight, self.axis)
-            return LearnedStep.apply(weight, scale, -limit, limit, self.factor * limit**-0.5)
-        with torch.no_grad():
-            scale = symmetric_scale(self._largest(weight), self.bits)
+            return LearnedStep.apply(weight, scale, -limit, limit, self.factor)
+        scale = over_channels(self.scale(weight), weight, self.axis)
         if self.ranges == "percentile":
             return fake_quantize_channels(weight, scale, limit)
         return fake_quantize_whole(weight, scale)
@@ -63,36 +57,37 @@ class QuantizedWeight(nn.Module):
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight
 
+    @torch.no_grad()
     def scale(self, weight: Tensor) -> Tensor:
-        """The step of each channel, [C]."""
-        if self.ranges == "learned":
-            return self.step
-        with torch.no_grad():
-            return symmetric_scale(self._largest(weight), self.bits).flatten()
-
-    def begin(self, weight: Tensor) -> None:
-        """Set learned steps to where they begin, for the bits that hold now."""
-        if self.ranges == "learned":
-            with torch.no_grad():
-                largest = symmetric_scale(rows(weight, self.axis).abs().amax(1), self.bits)
-                mean = rows(weight, self.axis).abs().mean(1)
-                self.step.copy_(first_step(mean, largest, weight_limit(self.bits)))
-
-    def _largest(self, weight: Tensor) -> Tensor:
-        """The magnitude up to which each channel goes, spread over the weight."""
+        """The step of each channel, [C]; of learned steps that have not begun, where they would."""
+        if self.begun:
+            return self.step.detach()
+        magnitudes = weight.movedim(self.axis, 0).flatten(1).abs()  # [C, n]
+        largest = magnitudes.amax(1)
         if self.ranges == "percentile":
-            magnitudes = rows(weight, self.axis).abs()
             count = max(round(magnitudes.shape[1] * self.percentile / 100), 1)
-            largest = magnitudes.kthvalue(count, dim=1).values
-            largest = torch.where(largest > 0, largest, magnitudes.amax(1))  # where nearly all were pruned
-            return over_channels(largest, weight, self.axis)
-        others = [dim for dim in range(weight.ndim) if dim != self.axis]
-        return weight.abs().amax(others, keepdim=True)
+            within = magnitudes.kthvalue(count, dim=1).values
+            largest = torch.where(within > 0, within, largest)  # where nearly all were pruned
+        scale = symmetric_scale(largest, self.bits)
+        return first_step(magnitudes.mean(1), scale, weight_limit(self.bits)) if self.ranges == "learned" else scale
+
+    def turn_on(self, weight: Tensor) -> None:
+        """Quantize from now on; learned steps begin, unless they have."""
+        if self.ranges == "learned" and not self.begun:
+            self.begin(self.scale(weight))
+        self.on = True
+
+    @torch.no_grad()
+    def begin(self, step: Tensor) -> None:
+        """Let the learned steps be these, [C]."""
+        self.step.copy_(step)
+        self.begun = True
 
 
-def to_integers(values: Tensor, scale: Tensor, axis: int) -> Tensor:
-    """The int8 integers that values on the grid stand for."""
-    return (values / over_channels(scale, values, axis)).round().to(torch.int8)
+def to_integers(values: Tensor, scale: Tensor, axis: int, bits: int) -> Tensor:
+    """The int8 integers nearest to values, within those of so many bits."""
+    limit = weight_limit(bits)
+    return (values / over_channels(scale, values, axis)).round().clamp(-limit, limit).to(torch.int8)
 
 
 def from_integers(integers: Tensor, scale: Tensor, axis: int) -> Tensor:

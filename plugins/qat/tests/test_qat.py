@@ -13,11 +13,10 @@ from torch.nn.functional import relu
 from makeweight import MakeweightError, Trainer, UsageError, load, load_tensors
 from makeweight.artifact import Artifact, read, write
 from makeweight.models import LeNet300
-from makeweight.options import Stage, StageOptions
 from makeweight_kd import Distillation
 from makeweight_prune import Prune
 from makeweight_qat import Quantization
-from makeweight_qat.setup import quantizer_of
+from makeweight_qat.record import read_activations
 
 
 class Residual(nn.Module):
@@ -83,7 +82,7 @@ def test_the_file_read_back_computes_as_the_trained_model(ranges: Any, bits: int
 
 
 def test_what_is_quantized_and_what_is_folded_is_said() -> None:
-    said = trainer(Quantization(), model=residual()).set_up()["qat"]
+    said = trainer(Quantization(), model=residual()).check()["qat"]
     assert said is not None
     weights, activations, folded = said.split("; ")
     assert weights == "weights of conv1 8, conv2 8, narrow 8, fc 8 (bits)"
@@ -112,7 +111,7 @@ def test_tables_skip_and_zero_bits() -> None:
     assert 3 < max(len(row.unique()) for row in weights["fc3"]) <= 15
     plugin: Any = run.plugins.by_name["qat"]
     assert plugin.plan.bits == {("", "relu_1"): 5}
-    assert trainer(Quantization(skip=["last", "fc1"])).set_up()["qat"].startswith("weights of fc2 8 (bits)")  # type: ignore[union-attr]
+    assert trainer(Quantization(skip=["last", "fc1"])).check()["qat"].startswith("weights of fc2 8 (bits)")  # type: ignore[union-attr]
 
 
 def test_nothing_is_quantized_before_begin_and_ranges_stay_after_freeze() -> None:
@@ -132,24 +131,6 @@ def test_nothing_is_quantized_before_begin_and_ranges_stay_after_freeze() -> Non
     assert all(one == other for one, other in pairwise(scales[11:]))
 
 
-def test_stages_change_the_bits_and_leave_layers_out() -> None:
-    options: list[dict[str, Any]] = [{"weights": 0, "activations": 0}, {"weights": 4}, {"weights": {"fc1": 2}}]
-    stages = [Stage(StageOptions(epochs=1), {"qat": Quantization(**each)}) for each in options]
-    seen = []
-    run = trainer(Quantization(), stages=stages)
-
-    def look(batch: Any, output: Any) -> torch.Tensor:
-        seen.append([max(len(row.unique()) for row in run.model.get_submodule(name).weight) for name in run.layers()])  # type: ignore[union-attr]
-        return output.sum() * 0
-
-    run.losses["look"] = look
-    run.fit()
-    assert min(seen[0]) > 60
-    assert max(seen[5]) <= 15
-    assert seen[10][0] == 3
-    assert seen[10][1] > 60
-
-
 def test_zeros_stay_zeros_in_either_order(tmp_path: Path) -> None:
     for plugins in ([Prune(sparsity=0.8), Quantization(weights=4)], [Quantization(weights=4), Prune(sparsity=0.8)]):
         run = trainer(*plugins)
@@ -157,8 +138,8 @@ def test_zeros_stay_zeros_in_either_order(tmp_path: Path) -> None:
         run.export(tmp_path / "x.safetensors")
         for name, tensor in load_tensors(tmp_path / "x.safetensors").items():
             if name.endswith("weight"):
-                mask = run.plugins.by_name["prune"].masks[name.removesuffix(".weight")]
-                assert not tensor[mask == 0].any()
+                mask = run.masks.of("prune")[name]
+                assert not tensor[~mask].any()
                 assert max(len(row.unique()) for row in tensor) <= 15
 
 
@@ -166,7 +147,7 @@ def test_heads_of_other_plugins_are_not_quantized() -> None:
     run = trainer(Distillation(), Quantization(weights=2), model=residual())
     run.fit()
     plugin: Any = run.plugins.by_name["qat"]
-    assert set(plugin.layers) == {"conv1", "conv2", "narrow", "fc"}
+    assert set(plugin.quantizers) == {"conv1", "conv2", "narrow", "fc"}
     for module in run.auxiliary["kd"].modules():
         assert not hasattr(module, "parametrizations")
     assert run.metrics["train_kd"] > 0
@@ -182,6 +163,23 @@ def test_a_run_that_was_read_trains_on_from_its_weights_alone(tmp_path: Path) ->
     other.fit()
     other.export(tmp_path / "y.safetensors")
     assert [bits for *_, bits in read(tmp_path / "y.safetensors").metadata["qat"]["activations"]] == [8, 8, 8]
+    again = load(tmp_path / "y.safetensors", other.fresh_model())  # another file's quantizers are taken off
+    x = data()[0]
+    with torch.no_grad():
+        assert torch.equal(again.eval()(x), other.model.eval()(x))
+
+
+def test_a_run_that_was_read_trains_on_without_quantization(tmp_path: Path) -> None:
+    run = trainer(Quantization(activations=3))
+    run.fit()
+    run.export(tmp_path / "x.safetensors")
+    again = load(tmp_path / "x.safetensors", run.fresh_model())
+    other = trainer(Quantization(weights=0, activations=0), model=again)
+    other.fit()
+    other.export(tmp_path / "y.safetensors")
+    for model in (again, load(tmp_path / "y.safetensors", other.fresh_model())):
+        assert "forward" not in vars(model)
+        assert not any(name.startswith("_quantize") for name in vars(model))
 
 
 @pytest.mark.parametrize(
@@ -213,6 +211,12 @@ def test_options_that_do_not_fit_the_run_are_refused_before_it(options: dict[str
         trainer(Quantization(**options)).set_up()
 
 
+def test_begin_may_be_later_than_a_stage_without_quantization() -> None:
+    assert trainer(Quantization(weights=0, activations={"*": 0}, begin=9.0)).check()["qat"] == (
+        "weights of no layer (bits); activations as they are"
+    )
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -232,6 +236,96 @@ def test_a_model_that_cannot_be_traced_is_told_what_still_works() -> None:
     run = trainer(Quantization(weights=3, activations=0), model=nn.Sequential(nn.Identity(), Branching()))
     run.fit()
     assert max(len(row.unique()) for row in run.layers()["1.fc"].weight) <= 7  # type: ignore[union-attr]
+
+
+class ByPosition(nn.Module):
+    """Its forward asks for a tensor's values where it is given a second argument, as it is when traced by itself."""
+
+    def forward(self, x: torch.Tensor, scale: Any = None) -> torch.Tensor:
+        return relu(x) + 1 if scale is None else x * float(scale)
+
+
+def test_a_forward_that_cannot_be_traced_by_itself_is_named_with_the_reason() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), ByPosition(), nn.Linear(64, 10))
+    with pytest.raises(UsageError, match=r"module '2' cannot be traced by torch.fx \(.+\): its activations cannot"):
+        trainer(Quantization(), model=model).check()
+    assert trainer(Quantization(skip=["last"]), model=model).check()["qat"] is not None  # nothing is wanted in it
+
+
+class TwoWays(nn.Module):
+    """A forward that can be traced in eval alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and x.sum() > 0:
+            return x
+        return x + relu(x)
+
+
+def test_a_forward_that_cannot_be_traced_in_training_is_refused_before_it() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), TwoWays(), nn.Linear(64, 10))
+    with pytest.raises(UsageError, match=r"module '2' cannot be traced by torch.fx"):
+        trainer(Quantization(), model=model).check()
+
+
+@pytest.mark.parametrize("ranges", ["moving", "learned"])
+def test_a_frozen_batch_norm_stays_frozen(ranges: Any) -> None:
+    model = residual()
+    model.bn1.eval()
+    before, other = model.bn1.running_mean.clone(), model.bn2.running_mean.clone()  # type: ignore[union-attr]
+    modes = []
+    run = trainer(Quantization(ranges=ranges), model=model)
+
+    def look(batch: Any, output: Any) -> torch.Tensor:
+        modes.append((model.bn1.training, model.bn2.training))
+        return output.sum() * 0
+
+    run.losses["look"] = look
+    run.check()
+    run.set_up()
+    assert (model.bn1.training, model.bn2.training) == (False, True)
+    run.fit()
+    assert set(modes) == {(False, True)}
+    assert torch.equal(model.bn1.running_mean, before)  # type: ignore[arg-type]
+    assert not torch.equal(model.bn2.running_mean, other)  # type: ignore[arg-type]
+
+
+def test_learned_steps_begin_where_the_data_says_and_do_not_decay() -> None:
+    """With next to no learning rate they stay there: nothing lifts them to half of the 1.0 from before they began."""
+    run = trainer(
+        Quantization(ranges="learned"), model=residual(), epochs=1, lr=1e-30, weight_decay=0.5, schedule="constant"
+    )
+    inputs: list[torch.Tensor] = []
+    run.model.register_forward_pre_hook(lambda module, given: inputs.append(given[0]) if module.training else None)
+    run.fit()
+    plugin: Any = run.plugins.by_name["qat"]
+    x = inputs[0]
+    assert float(plugin.observed.scales()[0]) == pytest.approx(
+        min(2 * float(x.abs().mean()) / 255**0.5, float(x.max() - x.min()) / 255)
+    )
+    weight: Any = run.model.get_submodule("fc").parametrizations["weight"].original  # type: ignore[index,union-attr]
+    expected = torch.minimum(2 * weight.abs().mean(1) / 127**0.5, weight.abs().amax(1) / 127)
+    assert plugin.scales(run)["fc"].tolist() == pytest.approx(expected.tolist())
+    steps = {id(each) for each in plugin.learned(used=True)}
+    assert len(steps) == 4 + 6
+    for group in run.optimizer.param_groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0 if id(parameter) in steps else 0.5)
+
+
+def test_the_size_of_the_export_is_known_before_quantization_begins() -> None:
+    sizes = []
+    given: list[dict[str, Any]] = [{"begin": 1.0}, {"begin": 1.0, "ranges": "learned"}]
+    for options in given:
+        run = trainer(Quantization(**options))
+        run.set_up()
+        sizes.append(run.export_size())
+        with pytest.raises(MakeweightError, match=r"training stopped before qat\.begin"):
+            run.artifact()
+        run.fit()
+        sizes.append(run.export_size())
+    dense = sum(4 * tensor.numel() for tensor in run.model.parameters())
+    assert max(sizes) < 0.3 * dense
+    assert max(sizes) - min(sizes) < 100  # digits of scales in the record
 
 
 def test_a_shared_weight_is_refused() -> None:
@@ -256,7 +350,7 @@ def test_a_weight_that_was_changed_is_an_error_at_export(tmp_path: Path) -> None
         (("weights", "fc1", 1), 3, "'fc1.weight' is not as it was written"),
         (("weights", "fc1", 0), 2, "holds integers of more than 2 bits"),
         (("activations", 0, 2), -1.0, "the scale of activations"),
-        (("activations", 0, 2), float("nan"), "the scale of activations"),
+        (("activations", 0, 2), float("nan"), "its record of plugins is not as it was written"),  # no JSON
         (("activations", 0, 3), 256, "not as it was written"),
         (("activations", 0, 4), 20, "not as it was written"),
         (("activations", 0, 0), "nowhere", "no module 'nowhere'"),
@@ -278,6 +372,12 @@ def test_a_file_that_is_not_as_it_was_written_is_refused(
     write(Artifact(dict(artifact.tensors), {"qat": record}), tmp_path / "y.safetensors")
     with pytest.raises(MakeweightError, match=message):
         load(tmp_path / "y.safetensors", run.fresh_model())
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 0.0, 1e-38])
+def test_a_scale_of_activations_is_a_number_above_zero(scale: float) -> None:
+    with pytest.raises(MakeweightError, match="the scale of activations 'x'"):
+        read_activations([["", "x", scale, 0, 8]])
 
 
 def test_scales_of_a_file_are_not_trusted(tmp_path: Path) -> None:
@@ -317,6 +417,5 @@ def test_quantized_convolutions_of_every_kind_train() -> None:
     model(data()[0][:2])
     run = trainer(Quantization(weights=4), model=model)
     run.fit()
-    for name in run.layers():
-        quantizer, weight = quantizer_of(run.model, name)
-        assert len(quantizer.scale(weight)) == (4 if name != "5" else 10)
+    plugin: Any = run.plugins.by_name["qat"]
+    assert {name: len(scale) for name, scale in plugin.scales(run).items()} == {"0": 4, "2": 4, "5": 10}

@@ -112,7 +112,7 @@ def test_weights_equal_the_formula_channel_by_channel(
     zero_points = torch.zeros(shape[axis], dtype=torch.int32)
     theirs = torch.fake_quantize_per_channel_affine(weight, scale, zero_points, axis, -limit, limit)
     assert torch.equal(quantized, theirs)
-    integers = to_integers(quantized.detach(), scale, axis)
+    integers = to_integers(quantized.detach(), scale, axis, bits)
     assert integers.dtype == torch.int8
     assert torch.equal(from_integers(integers, scale, axis), quantized)
     quantized.sum().backward()
@@ -128,7 +128,7 @@ def test_the_largest_weight_is_the_largest_integer() -> None:
     weight = torch.tensor([[0.5, -2.0, 1.0], [0.1, 0.0, 0.05]])
     for bits in range(2, 9):
         scale = symmetric_scale(weight.abs().amax(1), bits)
-        integers = to_integers(weight, scale, 0)
+        integers = to_integers(weight, scale, 0, bits)
         assert integers.abs().amax(1).tolist() == [weight_limit(bits)] * 2
         assert int(integers[0, 1]) == -weight_limit(bits)
 

@@ -1,4 +1,4 @@
-"""Two processes with very different data: both hold the same ranges, those of all data."""
+"""Two processes with very different data: both hold the same ranges, those of all data, and the same learned steps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from makeweight import checkpoint
+from makeweight.artifact import read
 from makeweight.testing import free_port
 from makeweight_qat.plugin import OBSERVE_EVERY
 
@@ -41,7 +44,7 @@ trainer.fit()
 ranges = plugin.observed
 pathlib.Path(f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps({
     "processes": trainer.accelerator.num_processes, "seen": seen,
-    "bounds": ranges.bounds.tolist(), "scales": ranges.scales(), "zero": ranges.zero_point.tolist(),
+    "bounds": ranges.bounds.tolist(), "scales": ranges.scales().tolist(), "zero": ranges.zero_point.tolist(),
     "steps": trainer.step, "weight": trainer.layers()["0"].weight.tolist(),
 }))
 trainer.accelerator.wait_for_everyone()
@@ -49,16 +52,62 @@ os._exit(0)  # as `trainer` ends
 """
 
 
+STAGES = """
+import json, os, pathlib
+import torch
+from makeweight import LoopOptions, Run, Stage
+from makeweight_qat import Quantization
+
+x = torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
+x[1::2] *= 5  # a process takes every other example of a batch
+y = (x[:, 0] > 0).long()
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(12, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+stages = [
+    Stage(LoopOptions(epochs=2, batch_size=16, accumulate=2), {"qat": Quantization(ranges="learned", **each)})
+    for each in ({"begin": 1.0}, {"weights": {"0": 8, "2": 4}, "begin": 0.5})
+]
+run = Run(model, (x, y), (x, y), stages, out="run")
+run.fit()
+plugin = run.trainer.plugins.by_name["qat"]
+pathlib.Path(f"rank{run.accelerator.process_index}.json").write_text(json.dumps({
+    "processes": run.accelerator.num_processes, "on": plugin.on,
+    "steps": [each.tolist() for each in plugin.learned(used=True)], "unused": len(plugin.learned(used=False)),
+    "ranges": [values.tolist() for _, values in plugin.observed.known().values()],
+    "weights": [each.tolist() for each in run.model.parameters()],
+}))
+run.export("model.safetensors")
+run.accelerator.wait_for_everyone()
+os._exit(0)  # as `trainer` ends
+"""
+
+
+def ranks(folder: Path, script: str, *words: str) -> list[dict[str, Any]]:
+    """What two processes of a script wrote, the first's first."""
+    (folder / "script.py").write_text(script)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launch, "--main_process_port", str(free_port()), "script.py", *words]
+    variables = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert [each["processes"] for each in written] == [2, 2]
+    return written
+
+
+def test_learned_steps_are_the_same_in_all_processes_over_stages_that_begin_late(tmp_path: Path) -> None:
+    one, other = ranks(tmp_path, STAGES)
+    assert one == other
+    assert one["on"]
+    assert (len(one["steps"]), one["unused"]) == (4, 0)  # of two weights and two tensors of activations
+    assert read(tmp_path / "model.safetensors").metadata["qat"]["weights"] == {"0": [8, 0], "2": [4, 0]}
+    saved = [checkpoint.load(path)["plugins"]["qat"] for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    assert saved[-1]["weights"][0][2].tolist() == one["steps"][0]
+
+
 @pytest.mark.parametrize("kind", ["minmax", "moving", "percentile", "learned"])
 def test_ranges_are_those_of_all_processes(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [*launch, "--main_process_port", str(free_port()), "script.py", kind]
-    variables = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, other = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
-    assert one["processes"] == other["processes"] == 2
+    one, other = ranks(tmp_path, SCRIPT, kind)
     for what in ("bounds", "scales", "zero", "weight"):
         assert one[what] == other[what], what
     per_epoch = one["steps"] // 3

@@ -1,0 +1,1 @@
+"""Two plugins that change a network's structure: `halves` its layers, `drop` its hidden neurons."""
