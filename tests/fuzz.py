@@ -86,7 +86,7 @@ class Found:
 @contextmanager
 def checkpoints(folder: Path, seed: int) -> Iterator[Callable[[int], bool]]:
     """Checkpoints of all plugins; the numbers are those of `tests.fuzz_checkpoints`."""
-    from makeweight.plugins import installed
+    from makeweight.discovery import installed
 
     from .fuzz_checkpoints import CASES, mutant, originals, resumed
     from .helpers_mutants import drawn, plugins_found_once

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from makeweight import MakeweightError, Trainer
-from makeweight.plugins import installed, load_class
+from makeweight.discovery import installed, load_class
 
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "plain": {},

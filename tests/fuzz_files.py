@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from makeweight import load
-from makeweight.artifact import ZEROS, is_export, load_tensors, open_any, seal
-from makeweight.stored import BITS
-from makeweight.summary import tensor_facts, value_facts
+from makeweight.commands.summary import tensor_facts, value_facts
+from makeweight.files.artifact import ZEROS, is_export, seal
+from makeweight.files.tensor_bytes import BITS
+from makeweight.loading import load_tensors, open_any
 from makeweight_huffman.codec.bits import FormatError
 from makeweight_huffman.codec.container import decode, describe
 from makeweight_huffman.codec.entries import ALLOWANCE, EXPANSION

@@ -12,10 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from makeweight import load
-from makeweight.artifact import ZEROS, seal
-from makeweight.state import untied
-from makeweight.stored import bytes_of, layout_of, write_in_pieces
-from makeweight.structure import as_json
+from makeweight.files.artifact import ZEROS, seal
+from makeweight.files.safetensors_file import write_in_pieces
+from makeweight.files.tensor_bytes import bytes_of, layout_of
+from makeweight.models.records import as_json
+from makeweight.models.state import untied
 
 from .fuzz_checkpoints import STEP, Files, mutant, resumed, trainer
 from .helpers_mutants import Attempt, accepts, as_text, drawn, plugins_found_once

@@ -12,11 +12,11 @@ from unittest.mock import patch
 
 from accelerate import Accelerator
 
-from makeweight import recipes, report, trust
-from makeweight.arguments import parse
+from makeweight.commands import recipes, report, trust
+from makeweight.commands.arguments import parse
+from makeweight.commands.finished_run import read_run
 from makeweight.console import console
-from makeweight.finished import read_run
-from makeweight.journal import Journal
+from makeweight.training.journal import Journal
 from makeweight_prune import curves
 
 from .helpers_mutants import Attempt, accepts, as_text, changed, drawn, edited, plugins_found_once

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from makeweight import LoopOptions, Run, Stage, Trainer, hookimpl, load_tensors
-from makeweight.cli import main
+from makeweight.commands.cli import main
 from makeweight.testing import free_port
 
 MNIST = Path(os.environ.get("MAKEWEIGHT_DATA", "/nonexistent")) / "MNIST" / "raw"
@@ -39,7 +39,8 @@ class Watch:
     def on_init(self, trainer: Trainer) -> None:
         def looked(batch: Any, output: Any) -> torch.Tensor:
             self.look(trainer)
-            return output.sum() * 0
+            result: torch.Tensor = output.sum() * 0
+            return result
 
         trainer.losses["look"] = looked
 

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from makeweight import LoopOptions, Run, Stage, Trainer
-from makeweight.plugins import load_class
+from makeweight.discovery import load_class
 
 THIRD_PARTY = Path(__file__).parent / "third_party"
 

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from makeweight.augment import crop_flip, shift
+from makeweight.data.augmentation import crop_flip, shift
 from makeweight.errors import UsageError
-from makeweight.optimizers import build_optimizer, learning_rate, parameter_groups
 from makeweight.options import StageOptions
 from makeweight.seeding import StepSeed, mix, sample_noise
+from makeweight.training.optimizers import build_optimizer, learning_rate, parameter_groups
 
 
 def test_cosine_equals_torchs() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from makeweight import UsageError
-from makeweight.batches import Batches, Tensors, as_dataset
+from makeweight.data.batches import Batches, Tensors, as_dataset
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from makeweight import load_tensors
-from makeweight.arguments import parse
+from makeweight.commands.arguments import parse
 
 from .helpers import assert_same_bits, assert_same_run, epochs, everything_below, here, summary
 

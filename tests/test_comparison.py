@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from makeweight import UsageError
-from makeweight.accelerators import new_accelerator
-from makeweight.batches import Batches, Tensors
-from makeweight.cli import main
-from makeweight.comparison import compare
-from makeweight.latency import Latency, latencies, times_as_fast
-from makeweight.onnx_model import OnnxModel
+from makeweight.commands.cli import main
+from makeweight.commands.comparison import compare
+from makeweight.commands.latency import Latency, latencies, times_as_fast
+from makeweight.data.batches import Batches, Tensors
+from makeweight.files.onnx_model import OnnxModel
 from makeweight.task import Task
+from makeweight.training.accelerators import new_accelerator
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,8 @@ class OddOnesLater(nn.Module):
         out = self.first(x)
         odd = x[:, 0] % 2 == 1
         out[odd] = self.second(out[odd])
-        return out
+        result: Tensor = out
+        return result
 
 
 def test_multiply_accumulates_are_the_mean_over_all_examples() -> None:

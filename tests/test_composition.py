@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import save
 
 from makeweight import Trainer, UsageError, load, load_tensors
-from makeweight.artifact import read
-from makeweight.models import LeNet300
+from makeweight.commands.session import Session
+from makeweight.discovery import load_class
+from makeweight.files.artifact import read
+from makeweight.models.lenets import LeNet300
 from makeweight.options import Options
-from makeweight.plugins import load_class
-from makeweight.session import Session
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- pairs of plugins: python -m tests.test_composition -->\n", "<!-- end of pairs -->\n"

@@ -24,10 +24,10 @@ import torch
 
 import makeweight
 from makeweight import Trainer, hookspecs, plugin, testing
-from makeweight.masks import Masks
-from makeweight.models import LeNet300
-from makeweight.services import Services
+from makeweight.models.lenets import LeNet300
 from makeweight.testing import TWO_BATCHES, run_trainer
+from makeweight.training.masks import Masks
+from makeweight.training.services import Services
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")

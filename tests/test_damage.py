@@ -17,8 +17,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from makeweight import Artifact, MakeweightError, artifact, checkpoint, load, load_tensors
-from makeweight.cli import main
+from makeweight import Artifact, MakeweightError, load, load_tensors
+from makeweight.commands.cli import main
+from makeweight.files import artifact
+from makeweight.training import checkpoint
 
 from .helpers import assert_same_bits, assert_same_run, everything_below, here, trainer
 

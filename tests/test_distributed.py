@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from makeweight import MakeweightError, checkpoint, load_tensors
-from makeweight.distributed import check_equal, from_first
+from makeweight import MakeweightError, load_tensors
+from makeweight.training import checkpoint
+from makeweight.training.distributed import check_equal, from_first
 
 from .helpers import (
     assert_same_run,
@@ -75,7 +76,7 @@ import hashlib, json, os, sys
 from dataclasses import dataclass, field
 import torch
 from makeweight import MakeweightError, Trainer, hookimpl
-from makeweight.distributed import check_equal, from_first
+from makeweight.training.distributed import check_equal, from_first
 from makeweight_kd import Distillation
 from makeweight_prune import Prune
 

@@ -16,13 +16,17 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import makeweight
-from makeweight import Trainer, data, load, load_tensors, models
-from makeweight.masks import Masks
+from makeweight import Trainer, load, load_tensors
+from makeweight.data import by_name as data
+from makeweight.models import by_name as models
+from makeweight.training.masks import Masks
 from makeweight_huffman import Huffman
 from makeweight_kd import Distillation
 from makeweight_prune import Prune
 
 from .helpers import assert_same_bits, epochs, here, needs_mnist, summary, trainer
+
+pytestmark = pytest.mark.slow  # whole runs, some of them of resnet18
 
 KEYS = {"accuracy", "seconds", "steps", "processes", "plugins", "export"}
 EXPORT_KEYS = {"path", "bytes", "dense_bytes", "ratio", "accuracy", "controls", "tensors"}

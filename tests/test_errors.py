@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from makeweight import Trainer, UsageError, hookimpl
-from makeweight.plugins import Plugins, check_hooks, check_order
-from makeweight.step import Step
+from makeweight.discovery import check_hooks
+from makeweight.plugins import Plugins, check_order
+from makeweight.training.step import Step
 
 from .helpers import everything_below, here, trainer
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from makeweight import report
-from makeweight.plugins import installed
+from makeweight.commands import tables
+from makeweight.discovery import installed
 
 from .helpers import here
 
@@ -141,13 +141,13 @@ def table(**changes: object) -> dict[str, object]:
 
 
 def test_a_large_file_without_a_control_is_judged_by_its_zeros() -> None:
-    assert report.advice({"plugins": [], "export": table()}).startswith("m stores every weight in full")
+    assert tables.advice({"plugins": [], "export": table()}).startswith("m stores every weight in full")
     dense = [{"bytes": 40, "density": 1.0}]
-    assert report.advice({"plugins": [], "export": table(tensors=dense, bytes=41)}) == ""
-    assert report.advice({"plugins": [], "export": table(ratio=3.7)}) == ""
+    assert tables.advice({"plugins": [], "export": table(tensors=dense, bytes=41)}) == ""
+    assert tables.advice({"plugins": [], "export": table(ratio=3.7)}) == ""
 
 
 def test_no_codec_is_named_where_none_is_installed_or_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     known = installed()
-    monkeypatch.setattr(report, "installed", lambda *group: {"prune": known["prune"], "gone": known["kd"]})
-    assert report.advice({"plugins": [], "export": table()}) == ""
+    monkeypatch.setattr(tables, "installed", lambda *group: {"prune": known["prune"], "gone": known["kd"]})
+    assert tables.advice({"plugins": [], "export": table()}) == ""

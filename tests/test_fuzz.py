@@ -8,6 +8,8 @@ import pytest
 
 from .fuzz import KINDS, main, measure, watched
 
+pytestmark = pytest.mark.slow  # each fuzzer runs for a second
+
 SECONDS, SEED = 1.0, 3
 BROKEN = """
 import os, time

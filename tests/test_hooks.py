@@ -13,12 +13,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from makeweight import Artifact, Trainer, hookimpl, hookspecs
-from makeweight.artifact import attach, decode, read, write
-from makeweight.models import LeNet300
+from makeweight.files.artifact import read, write
+from makeweight.files.programs import program
+from makeweight.loading import attach, decode
+from makeweight.models.lenets import LeNet300
+from makeweight.models.state import exported_state, restore
+from makeweight.models.structure import Structure
 from makeweight.options import StageOptions
-from makeweight.programs import program
-from makeweight.state import exported_state, restore
-from makeweight.structure import Structure
 from makeweight.task import Task
 
 HOOKS = [name for name, spec in vars(hookspecs).items() if hasattr(spec, "makeweight_spec")]
@@ -121,8 +122,9 @@ def test_the_first_named_is_called_first_and_is_the_outermost_wrapper() -> None:
 def test_loading_runs_in_reverse_order_and_attaching_forwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     write(Artifact({}, {"a": {}, "b": {"k": [1]}}), tmp_path / "x.safetensors")
-    monkeypatch.setattr("makeweight.artifact.installed", lambda: {"a": None, "b": None})
-    monkeypatch.setattr("makeweight.artifact.load_class", lambda name: lambda: Recorder(calls, f"{name} "))
+    monkeypatch.setattr("makeweight.files.artifact.installed", lambda: {"a": None, "b": None})
+    for reader in ("files.artifact", "loading"):
+        monkeypatch.setattr(f"makeweight.{reader}.load_class", lambda name: lambda: Recorder(calls, f"{name} "))
     artifact = read(tmp_path / "x.safetensors")
     assert artifact.metadata == {"a": {}, "b": {"k": [1]}}
     attach(decode(artifact, "x"), nn.Linear(1, 2), "x")

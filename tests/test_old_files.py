@@ -18,8 +18,10 @@ import torch
 from torch import nn
 
 from makeweight import Trainer, load, load_tensors
-from makeweight.artifact import attach, load_plain, read, write
-from makeweight.plugins import Plugins, load_class
+from makeweight.discovery import load_class
+from makeweight.files.artifact import read, write
+from makeweight.loading import attach, load_plain
+from makeweight.plugins import Plugins
 
 from .helpers_structure import digits, eval_data, made, strangers, train_data
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from makeweight import MakeweightError, Trainer, hookimpl, hookspecs
-from makeweight.models import LeNet300
-from makeweight.programs import program, write_programs
+from makeweight.files.programs import program, write_programs
+from makeweight.models.lenets import LeNet300
 
 from .helpers import here, summary
 
@@ -103,7 +103,8 @@ def test_a_model_that_torch_cannot_export_is_told_so_in_one_line(tmp_path: Path)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = x.flatten(1)
-            return self.fc(x) if x.sum() > 0 else self.fc(-x)
+            result: torch.Tensor = self.fc(x) if x.sum() > 0 else self.fc(-x)
+            return result
 
     run = trained(Branching())
     with pytest.raises(
@@ -126,7 +127,7 @@ def test_what_is_missing_is_said_before_training(
     def find(name: str, package: str | None = None) -> Any:
         return None if name == "onnxscript" else importlib.util.find_spec(name, package)
 
-    monkeypatch.setattr("makeweight.programs.find_spec", find)
+    monkeypatch.setattr("makeweight.files.programs.find_spec", find)
     assert here("--export", "onnx", "--out", tmp_path / "run") == 2
     assert "export onnx: needs onnxscript: pip install 'makeweight[onnx]'" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()

@@ -18,10 +18,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from makeweight import Artifact, MakeweightError, Trainer, checkpoint, load
-from makeweight.artifact import write
-from makeweight.plugins import load_class
-from makeweight.structure import Record
+from makeweight import Artifact, MakeweightError, Trainer, load
+from makeweight.discovery import load_class
+from makeweight.files.artifact import write
+from makeweight.models.records import Record
+from makeweight.training import checkpoint
 
 from .helpers_structure import logits, net, run_of, strangers, trained
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from makeweight import models
-from makeweight.resnets import Block
+from makeweight.models import by_name as models
+from makeweight.models.resnets import Block
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from makeweight import checkpoint, load_tensors
+from makeweight import load_tensors
+from makeweight.training import checkpoint
 
 from .helpers import ENVIRONMENT, assert_same_run, command, epochs, everything_below, here, start, trainer, wait_for
 
@@ -142,6 +143,7 @@ def test_a_killed_run_is_resumed_by_its_directory_alone_in_a_process_of_its_own(
     assert_same_run(cwd / "whole", cwd / "broken")
 
 
+@pytest.mark.slow  # the workers of a DataLoader are processes
 def test_workers_do_not_change_what_is_trained(cwd: Path) -> None:
     words = [*COMMON, "--data", "my_data:load", "--batch-size", "64", "--epochs", "2", "--out"]
     assert here(*words, "none") == 0
@@ -233,7 +235,7 @@ def test_a_run_can_be_resumed_again_and_again(short: Path, tmp_path: Path) -> No
         code = f"""
 import os, signal, sys
 from makeweight import trainer
-from makeweight.cli import main
+from makeweight.commands.cli import main
 after = trainer.Trainer._after_step
 def stopping(self):
     after(self)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from makeweight import Run, Trainer, UsageError, load
-from makeweight.artifact import read
+from makeweight.files.artifact import read
 
 from .helpers import (
     ENVIRONMENT,
@@ -118,7 +118,7 @@ KILLS = """
 import os, signal, sys
 import torch
 from makeweight import checkpoint
-from makeweight.cli import main
+from makeweight.commands.cli import main
 import acme_halves.drop, acme_halves.halves
 torch.set_num_threads(1)
 
@@ -182,7 +182,7 @@ def test_a_run_killed_before_within_and_after_each_change_of_structure_ends_as_a
 
 KILLED = """
 import os, signal, sys
-from makeweight.cli import command
+from makeweight.commands.cli import command
 if os.environ.get("KILL"):
     import acme_halves.drop
     linear, calls = acme_halves.drop.linear, []

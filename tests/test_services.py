@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from makeweight import MakeweightError, Trainer, UsageError, checkpoint, hookimpl
-from makeweight.data import load as load_data
+from makeweight import MakeweightError, Trainer, UsageError, hookimpl
+from makeweight.data.by_name import load as load_data
 from makeweight.plugin import agree, parameter
+from makeweight.training import checkpoint
 
 from .helpers import two_processes
 from .helpers_structure import digits, eval_data, net, strangers, train_data, trained

@@ -16,9 +16,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from makeweight import LoopOptions, MakeweightError, Run, Stage, Trainer, hookimpl, load, load_tensors
-from makeweight.artifact import read
+from makeweight.discovery import load_class
+from makeweight.files.artifact import read
 from makeweight.plugin import Structure, parameter, replace
-from makeweight.plugins import load_class
+from makeweight.training.network import left_by
 
 from .helpers import summary
 from .helpers import trainer as process
@@ -228,7 +229,7 @@ def test_three_runs_each_from_the_export_of_the_one_before_are_all_read_by_the_o
 
 def held_out() -> tuple[Tensor, Tensor]:
     """The examples that a run on digits is tested on."""
-    from makeweight.data import load as load_data
+    from makeweight.data.by_name import load as load_data
 
     data: Any = load_data("digits", None)
     columns = data.test.columns
@@ -365,21 +366,22 @@ class Masked:
 
 @pytest.mark.parametrize("kept", [[tuple(range(4, 24))], [tuple(range(23, -1, -1))],
                                   [tuple(range(23, -1, -1)), (3, 1, 2)], [(5, 4, 3, 2), (3, 2, 1)]])  # fmt: skip
-def test_masks_and_carried_state_follow_what_every_change_kept_once(kept: list[tuple[int, ...]]) -> None:
+def test_masks_and_carried_state_follow_what_every_change_kept_once(
+    kept: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two plugins in one stage may each change the same parameter; indices may come in any order."""
     stages = [Stage(LoopOptions(epochs=1, batch_size=128), {"masked": Masked()})]
     plugins: dict[str, Any] = {f"turn{number}": Turn(each) for number, each in enumerate(kept)}
     stages.append(Stage(LoopOptions(epochs=1, batch_size=128), {**plugins, "masked": Masked()}))
     run = Run(net(), train_data(), eval_data(), stages)
     before: dict[str, Tensor] = {}
-    leave = run.trainer.leave
 
-    def leaving() -> Any:
-        start = leave()
+    def leaving(trainer: Trainer) -> Any:
+        start = left_by(trainer)
         before.update(start.masks["masked"], elements=start.states["masked"]["elements"])
         return start
 
-    run.trainer.leave = leaving  # type: ignore[method-assign]
+    monkeypatch.setattr("makeweight.run.left_by", leaving)
     run.fit()
     whole = torch.arange(24)
     for each in kept:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from makeweight import checkpoint
-from makeweight.recipes import load_yaml
+from makeweight.commands.recipes import load_yaml
+from makeweight.training import checkpoint
 
 from .helpers import assert_same_run, here
+
+pytestmark = pytest.mark.slow  # runs with two threads wait for each other on a busy machine
 
 WORDS = ["--epochs", 2, "--checkpoint-every", 5]
 

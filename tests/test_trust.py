@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from makeweight import UsageError
+from makeweight.commands.trust import code_in
 from makeweight.references import resolve
-from makeweight.trust import code_in
 
 from .helpers import ENVIRONMENT, command, here, summary, trainer
 
@@ -292,7 +292,7 @@ def test_where_nothing_can_be_recorded_a_run_trains_and_resuming_it_asks_for_the
 
 
 def test_records_are_kept_of_so_many_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from makeweight import trust
+    from makeweight.commands import trust
 
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(trust, "MOST_RECORDS", 3)

@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from makeweight import Artifact, MakeweightError, UsageError, artifact, recipes
-from makeweight.checked import (
+from makeweight import Artifact, MakeweightError, UsageError, loading
+from makeweight.commands import recipes
+from makeweight.files import artifact
+from makeweight.files.checked import (
     checked_count,
     checked_keys,
     checked_number,
@@ -23,8 +25,8 @@ from makeweight.checked import (
     checked_tensor,
     checked_tensors,
 )
-from makeweight.onnx_model import OnnxModel
-from makeweight.untrusted import parse_json, parse_yaml
+from makeweight.files.onnx_model import OnnxModel
+from makeweight.files.untrusted import parse_json, parse_yaml
 from makeweight_huffman.packing import pack
 
 from .fuzz_checkpoints import fuzz
@@ -164,7 +166,7 @@ def put(tree: Any, path: tuple[Any, ...], value: Any) -> None:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time."""
-    monkeypatch.setattr("makeweight.report.pictures", lambda summary, metrics: [])
+    monkeypatch.setattr("makeweight.commands.report.pictures", lambda summary, metrics: [])
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -274,7 +276,7 @@ def export(path: Path, coded: bool) -> None:
 
 
 READERS: list[Callable[[Path], Any]] = [
-    artifact.is_export, artifact.open_any, artifact.load_any, artifact.load_tensors,
+    artifact.is_export, loading.open_any, loading.load_any, loading.load_tensors,
     lambda path: pack(path, path.with_name("packed")),
 ]  # fmt: skip
 
@@ -331,9 +333,9 @@ def test_a_file_of_others_is_read_with_any_metadata_of_its_own(metadata: dict[st
     path = tmp_path / "theirs.safetensors"
     save_file({"huffman.weight": torch.ones(3), "kd": torch.ones(2, 2, dtype=torch.uint8)}, path, metadata=metadata)
     assert not artifact.is_export(path)
-    assert set(artifact.load_any(path)) == {"huffman.weight", "kd"}
+    assert set(loading.load_any(path)) == {"huffman.weight", "kd"}
     pack(path, tmp_path / "packed.safetensors")
-    assert set(artifact.load_tensors(tmp_path / "packed.safetensors")) == {"huffman.weight", "kd"}
+    assert set(loading.load_tensors(tmp_path / "packed.safetensors")) == {"huffman.weight", "kd"}
 
 
 # Memory.
@@ -360,6 +362,7 @@ HEADERS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 }
 
 
+@pytest.mark.slow  # headers of up to a million tensors are parsed
 @pytest.mark.parametrize("name", HEADERS)
 def test_a_header_that_asks_for_too_much_is_refused_in_one_line(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -391,7 +394,7 @@ def test_a_small_file_that_promises_much_is_refused_unless_it_is_asked_for(
         capsys.readouterr()
     model = torch.nn.Module()
     model.w = torch.nn.Parameter(torch.ones(1 << 20))
-    for read in (artifact.load_tensors, artifact.load_any, lambda path, **more: artifact.load(path, model, **more)):
+    for read in (loading.load_tensors, loading.load_any, lambda path, **more: loading.load(path, model, **more)):
         with pytest.raises(MakeweightError, match="limit=4194304"):
             read(packed)
         read(packed, limit=4194304)
@@ -406,12 +409,13 @@ def test_no_memory_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("makeweight_huffman.tensors.decode_elements", none_left)
     with pytest.raises(MakeweightError, match=r"export\.safetensors needs more memory than there is"):
-        artifact.load_tensors(tmp_path / "export.safetensors")
+        loading.load_tensors(tmp_path / "export.safetensors")
 
 
 # Checkpoints.
 
 
+@pytest.mark.slow  # many cases
 def test_checkpoints_with_any_change_are_taken_or_refused_in_one_line() -> None:
     done, taken = fuzz(seconds=600, seed=1, most=len(FUZZED) * 20, cases=FUZZED)
     assert done == len(FUZZED) * 20

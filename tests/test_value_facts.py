@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from makeweight import summary
-from makeweight.summary import nonzeros, patterns, value_facts
+from makeweight.commands import summary
+from makeweight.commands.summary import nonzeros, patterns, value_facts
 
 GENERATOR = torch.Generator().manual_seed(0)
 TENSORS = {

@@ -20,9 +20,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from makeweight import MakeweightError, checkpoint, files, train_command
-from makeweight.interrupt import Signals, Stopped
-from makeweight.journal import Journal
+from makeweight import MakeweightError
+from makeweight.commands import train as train_command
+from makeweight.files import writing as files
+from makeweight.training import checkpoint
+from makeweight.training.interrupt import Signals, Stopped
+from makeweight.training.journal import Journal
 
 from .helpers import (
     ENVIRONMENT,
@@ -179,7 +182,7 @@ import resource
 from pathlib import Path
 from accelerate import Accelerator
 from makeweight import MakeweightError
-from makeweight.journal import Journal
+from makeweight.training.journal import Journal
 journal = Journal(Path({str(tmp_path)!r}), Accelerator(cpu=True))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:

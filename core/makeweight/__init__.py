@@ -1,4 +1,4 @@
-"""makeweight: a minimal Accelerate-powered trainer whose loop is open to plugins that get networks down to weight."""
+"""makeweight: a minimal PyTorch trainer on Accelerate. Plugins on its training loop compress networks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifact import Artifact, load, load_tensors
-    from .data import Data
+    from .data.by_name import Data
     from .errors import MakeweightError, UsageError
+    from .files.artifact import Artifact
     from .hookspecs import hookimpl
+    from .loading import load, load_tensors
     from .options import LoopOptions, Stage
     from .run import Run
     from .trainer import Trainer
@@ -21,8 +22,8 @@ __all__ = [
 ]  # fmt: skip
 
 _HOME = {
-    "Artifact": "artifact",
-    "Data": "data",
+    "Artifact": "files.artifact",
+    "Data": "data.by_name",
     "LoopOptions": "options",
     "MakeweightError": "errors",
     "Run": "run",
@@ -30,13 +31,13 @@ _HOME = {
     "Trainer": "trainer",
     "UsageError": "errors",
     "hookimpl": "hookspecs",
-    "load": "artifact",
-    "load_tensors": "artifact",
+    "load": "loading",
+    "load_tensors": "loading",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Names are imported when first asked for, so that `import makeweight` needs no torch."""
+    """Import public names on first access, so that `import makeweight` does not import torch."""
     if name not in _HOME:
         raise AttributeError(f"module 'makeweight' has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,12 +1,12 @@
-"""`python -m makeweight` is `trainer`: what `accelerate launch -m` needs."""
+"""Entry point of `python -m makeweight` and `accelerate launch -m makeweight`, equal to the command `trainer`."""
 
 import os
 import sys
 
 if __name__ == "__main__":
-    # `python -m` looks for modules in the working directory first, which may be a downloaded folder; `trainer` does not
+    # `python -m` searches the working directory first; `trainer` does not. That directory may be an untrusted download.
     if not sys.flags.safe_path and sys.path[0] in ("", os.getcwd()):
         del sys.path[0]
-    from .cli import command
+    from .commands.cli import command
 
     command()

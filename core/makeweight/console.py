@@ -1,4 +1,4 @@
-"""Text for people: a console, and tables that keep their columns."""
+"""Output on the terminal: a console and aligned tables, both safe for untrusted text."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rich.table import Table
 from .errors import printable
 
 PLAIN_WIDTH = 160
-"""columns of the output where it is no terminal: a table in a log is not to be folded to somebody's window"""
+"""characters per line if the output is not a terminal, so that tables in logs do not depend on a window"""
 
 
 class PlainConsole(Console):
-    """A console that shows text from untrusted files as `printable` lines."""
+    """A console that escapes control characters, since text may come from untrusted files (see `printable`)."""
 
     def print(self, *objects: Any, **settings: Any) -> None:
         super().print(*(printable(each) if isinstance(each, str) else each for each in objects), **settings)
 
 
 def console(quiet: bool = False) -> Console:
-    """A console on standard output as it is now."""
+    """A console on the current standard output. `quiet` suppresses all output."""
     width = None if sys.stdout.isatty() else PLAIN_WIDTH
     return PlainConsole(
         file=sys.stdout, highlight=False, soft_wrap=True, quiet=quiet, width=width, markup=False, emoji=False
@@ -31,7 +31,7 @@ def console(quiet: bool = False) -> Console:
 
 
 def print_table(target: Console, header: list[str], rows: list[list[str]], numbers: bool = True) -> None:
-    """A table whose columns but the first are numbers; only the first is folded where the window is narrow."""
+    """Print a table. With `numbers`, all columns but the first are aligned right, and only the first one wraps."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for number, name in enumerate(header):
         table.add_column(

@@ -1,4 +1,4 @@
-"""The errors that are meant for people: one line, no traceback."""
+"""Exceptions shown to the user as one line without a traceback, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 LONGEST_MESSAGE = 2000
-"""characters of an error that are shown"""
+"""maximum length of a message in characters"""
 
 
 class MakeweightError(Exception):
-    """Something a person can mend. The message says in one line what was given and what would be right.
+    """An error that the user can fix. The message states in one line what was given and what was expected.
 
-    Names from untrusted files may stand in it: it is shown as `printable` text, cut in the middle where it is too long.
+    A message may contain names from untrusted files. `str` therefore escapes control characters and shortens a message
+    that exceeds `LONGEST_MESSAGE`.
     """
 
     exit_code = 1
@@ -26,20 +27,20 @@ class MakeweightError(Exception):
 
 
 class UsageError(MakeweightError):
-    """What was asked for cannot be: an unknown name, a value out of range. Nothing was written."""
+    """An invalid request, such as an unknown name or a value out of range. No file has been written."""
 
     exit_code = 2
 
 
 def printable(text: str) -> str:
-    """Text as one line that a terminal can show: line ends, control and format characters stand as `\\x1b`."""
+    """Text as one printable line: line ends, control and format characters are escaped, as in `\\x1b`."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A clause for the end of a message: the nearest of the known names, or all of them when none is near."""
+    """The last clause of a message: a suggestion of the closest known name, or the list of all known names."""
     names = sorted(known)
     if close := get_close_matches(given, names, n=1, cutoff=0.6):
         return f"did you mean {close[0]!r}?"

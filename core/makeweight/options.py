@@ -1,4 +1,4 @@
-"""The options of the trainer: command line, recipe keys and keyword arguments of `Trainer` at once."""
+"""The options of the trainer: each field is a command-line option, a recipe key and a keyword argument of `Trainer`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ FORMATS = ("safetensors", "onnx", "pt2")
 
 
 def require(condition: bool, option: str, given: object, expected: str) -> None:
-    """Raise UsageError in the one form that errors about options have: `option given: expected …`."""
+    """Raise UsageError `option given: expected …` unless `condition` holds."""
     if not condition:
         raise UsageError(f"{option} {given}: expected {expected}")
 
 
 def check_choices(options: object, prefix: str = "") -> None:
-    """Raise UsageError where a field that is one of several words, a Literal, holds another."""
+    """Raise UsageError if a field of type Literal has a value outside its choices. `prefix` precedes the field name."""
     if not is_dataclass(options):
         return
     for name, kind in get_type_hints(type(options)).items():
@@ -28,28 +28,29 @@ def check_choices(options: object, prefix: str = "") -> None:
 
 @dataclass
 class StageOptions:
-    """What may change from stage to stage."""
+    """Options that may differ between stages."""
 
     epochs: int = 10
-    """passes over the training data"""
+    """number of passes over the training data"""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """update rule; sgd is with Nesterov momentum"""
+    """optimizer; sgd uses Nesterov momentum"""
     lr: float | None = None
-    """learning rate at its highest; 0.03 with sgd and 0.001 with adamw unless given"""
+    """peak learning rate; by default 0.03 for sgd and 0.001 for adamw"""
     momentum: float = 0.9
     """momentum of sgd"""
     weight_decay: float = 1e-4
-    """weight decay, on all parameters"""
+    """weight decay of all parameters"""
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
-    """how the learning rate falls over the stage"""
+    """decay of the learning rate over the stage"""
     milestones: list[float] | None = None
-    """with --schedule step: the epochs after which the rate is multiplied by gamma; halfway and at 3/4 unless given"""
+    """for --schedule step: epochs after which the learning rate is multiplied by gamma; by default 1/2 and 3/4 of the
+    epochs"""
     gamma: float = 0.1
-    """with --schedule step: the factor at each milestone"""
+    """for --schedule step: factor of the learning rate at each milestone"""
     warmup: float = 0.0
-    """epochs over which the learning rate rises linearly from 0"""
+    """number of epochs in which the learning rate rises linearly from 0"""
     clip_norm: float | None = None
-    """largest norm of the gradient over all parameters; off unless given"""
+    """maximum norm of the gradient over all parameters; not clipped by default"""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -69,7 +70,7 @@ class StageOptions:
 
 @dataclass
 class Stage:
-    """One stage of a run: what it trains with, and its plugin instances by name, made from the stage's options."""
+    """One stage of a run: its options, and its plugin instances by name."""
 
     options: LoopOptions
     plugins: dict[str, Any]
@@ -77,26 +78,26 @@ class Stage:
 
 @dataclass
 class LoopOptions(StageOptions):
-    """What the training loop needs to know, and keeps for the whole run."""
+    """Options of the training loop. Those that `StageOptions` lacks are the same in all stages of a run."""
 
     batch_size: int = 128
-    """examples in an optimizer step, over all processes and micro-batches; a last batch that is short is dropped"""
+    """examples per optimizer step, over all processes and micro-batches; an incomplete last batch is dropped"""
     accumulate: int = 1
-    """micro-batches in an optimizer step"""
+    """micro-batches per optimizer step (gradient accumulation)"""
     workers: int = 0
-    """processes that load data which does not fit in memory, for each training process"""
+    """data loading processes per training process, for data sets that are not held in memory"""
     seed: int = 0
-    """seed of the initial weights, the order of the data, dropout and augmentation"""
+    """seed of initial weights, data order, dropout and augmentation"""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """mixed precision"""
+    """mixed-precision training"""
     channels_last: bool = False
-    """lay images out with their channels last, which makes most convolutions faster"""
+    """use the channels-last memory format for images; most convolutions are faster with it"""
     checkpoint_every: int | None = None
-    """optimizer steps between checkpoints; an epoch unless given"""
+    """optimizer steps between checkpoints; by default one checkpoint per epoch"""
     keep_checkpoints: int = 2
-    """checkpoints kept: the newest ones"""
+    """number of checkpoints to keep; older ones are deleted"""
     tracker: str | None = None
-    """also log to this tracker of accelerate's: tensorboard, wandb, …"""
+    """log to this tracker of accelerate in addition to metrics.jsonl: tensorboard, wandb, …"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,57 +112,58 @@ class LoopOptions(StageOptions):
 
 @dataclass
 class Options(LoopOptions):
-    """Everything that the command line and a recipe can say, but for the plugins' own options."""
+    """All options of the command line and of recipes, except the options of plugins."""
 
     plugins: list[str] = field(default_factory=list)
-    """names of plugins, in the order of their hooks: prune,kd"""
+    """plugin names in the order in which their hooks run: prune,kd"""
     model: str = "lenet300"
-    """lenet300, lenet5, resnet20 and its kin, a torchvision name, timm:NAME, or package.module:function"""
+    """lenet300, lenet5, resnet20 to resnet110, cifar-resnet18, a torchvision name, timm:NAME, or
+    package.module:function"""
     data: str = "digits"
     """digits, mnist, fashion-mnist, cifar10, cifar100, imagefolder:DIR, or package.module:function"""
     data_dir: str | None = None
-    """where the data lies; $MAKEWEIGHT_DATA unless given, else downloaded once"""
+    """directory of the data; by default $MAKEWEIGHT_DATA, or if that is unset a cache that is filled by download"""
     image_size: int | None = None
-    """height and width to which images are resized; torchvision models get at least 32"""
+    """height and width in pixels to which images are resized; for torchvision models at least 32 by default"""
     augment: Literal["none", "shift", "crop-flip", "auto"] = "none"
-    """what is done to training images: moved by up to a twentieth, cropped and mirrored, or AutoAugment's policy too"""
+    """augmentation of training images: shift by up to 5%, random crop and flip, or AutoAugment after crop and flip"""
     validation: float = 0.1
-    """fraction (below 1) or number of training examples held out for the metrics of each epoch"""
+    """validation split held out of the training data: a fraction (below 1) or a number of examples"""
     threads: int | None = None
-    """threads of the CPU: other numbers add up in another order. One for light networks unless given; config.yaml says
-    how many a run had"""
+    """CPU threads; results depend on the number through the order of summation. By default 1 for small networks,
+    otherwise torch's default; config.yaml records the number"""
     weights: str | None = None
-    """starting weights: an export, or any safetensors file"""
+    """file of initial weights: an export or any safetensors file"""
     criterion: str | None = None
-    """the loss, package.module:function of (output, target) or a torch.nn loss class; cross entropy unless given"""
+    """loss: package.module:function of (output, target), or a torch.nn loss class; by default cross entropy"""
     forward: str | None = None
-    """how the model is called, package.module:function of (model, batch)"""
+    """call of the model: package.module:function of (model, batch); by default model(x) or model(**batch)"""
     metric: str | None = None
-    """package.module:function of (output, target) giving a value for each example; accuracy for classes"""
+    """metric: package.module:function of (output, target), one value per example; by default accuracy for classes"""
     out: str | None = None
-    """the run directory; runs/<recipe or model>-<time> unless given"""
+    """run directory; by default runs/<recipe or model>-<time>"""
     export: str = "safetensors"
-    """what is written in the end: safetensors, always; onnx and pt2 (torch.export) too: safetensors,onnx"""
+    """export formats: safetensors (always written), onnx, pt2 (torch.export); several as in safetensors,onnx"""
     resume: bool = False
-    """go on from the newest valid checkpoint in --out; start if there is none"""
+    """continue from the newest valid checkpoint in --out; start a new run if there is none"""
     dry_run: bool = False
-    """say what each plugin would touch, and stop"""
+    """check all options, show what each plugin would change, and exit without training"""
     stages: list[dict[str, Any]] = field(default_factory=list)
-    """a list of tables, each with epochs, optimizer, … and plugin options of its own, run one after the other"""
+    """list of stages that run in order, each a table of epochs, optimizer, … and plugin options"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         share = 0 <= self.validation < 1 or (self.validation >= 1 and self.validation == int(self.validation))
         require(share, "validation", self.validation, "a fraction below 1, or a whole number of examples")
         require(self.image_size is None or self.image_size >= 1, "image_size", self.image_size, "at least 1")
-        require(self.threads is None or 0 <= self.threads <= 4096, "threads", self.threads, "0 (a GPU's) to 4096")
+        require(self.threads is None or 0 <= self.threads <= 4096, "threads", self.threads, "0 (on a GPU) to 4096")
         require(set(self.formats) <= set(FORMATS), "export", self.export, f"one or more of {', '.join(FORMATS)}")
 
     @property
     def formats(self) -> list[str]:
-        """What `export` names, each once."""
+        """The formats in `export`, without repetitions."""
         return list(dict.fromkeys(name.strip() for name in self.export.split(",") if name.strip()))
 
 
-# What says how to run rather than what: no part of a resolved recipe, so that repeating one starts a run of its own.
+# Options of one invocation. They are not written to config.yaml, so that repeating a run creates a new run directory.
 CONTROL = {"out", "resume", "dry_run"}

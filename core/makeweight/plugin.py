@@ -1,8 +1,7 @@
-"""All of the core that plugins may import, beside `makeweight` and `makeweight.testing`.
+"""The names of the core that plugins may import, in addition to those of `makeweight` and `makeweight.testing`.
 
-`docs/plugins.md` documents each name; nothing else of the core is part of the contract. Names are imported when they
-are first asked for, so that a plugin may import them at the top of its module: torch comes only with those that need
-it.
+`docs/plugins.md` documents each name. No other module of the core is part of the contract. A name is imported on first
+access, and torch is imported only by the names that need it.
 """
 
 from __future__ import annotations
@@ -11,63 +10,78 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 API = 1
-"""the number of the contract; it grows when a hook or a name changes its meaning or goes"""
+"""version of the contract; increased when a hook or a name is removed or changes its meaning"""
 
-if TYPE_CHECKING:  # for type checkers alone: `_HOME` says it at run time
+if TYPE_CHECKING:  # for type checkers only; at run time `_HOME` is used
     # ruff: noqa: F401
-    from .artifact import Artifact, blamed_on, decode, is_export, load, load_any, load_plain, load_tensors, read
-    from .artifact import write_bytes as write_bytes
-    from .batches import find_first_tensor
-    from .checked import checked_count, checked_keys, checked_number, checked_table, checked_tensor, checked_tensors
-    from .commands import add_limit
+    from .commands.pictures import label
+    from .commands.session import Session, drawn
+    from .commands.tables import percent
+    from .commands.verb import add_limit
     from .console import console, print_table
-    from .distributed import agree, check_equal, from_first
+    from .data.batches import find_first_tensor
     from .errors import MakeweightError, UsageError, did_you_mean
-    from .files import spool_beside, write_text, written_aside
+    from .files.artifact import Artifact, blamed_on, is_export, read, write_bytes
+    from .files.checked import (
+        checked_count,
+        checked_keys,
+        checked_number,
+        checked_table,
+        checked_tensor,
+        checked_tensors,
+    )
+    from .files.file_bytes import FileBytes
+    from .files.lazy_tensors import LazyTensors
+    from .files.safetensors_file import check_names, read_header, write_in_pieces
+    from .files.tensor_bytes import DTYPES, Layout, Stored, bytes_of, layout_of
+    from .files.untrusted import parse_json, read_json
+    from .files.writing import spool_beside, write_text, written_aside
     from .hookspecs import hookimpl
-    from .layers import KINDS, by_glob, layers, leaf_weight, parameter, weight_name
-    from .lazy import LazyTensors
-    from .masks import Masks
-    from .models import build as build_model
-    from .models import is_reference
-    from .modes import evaluating
+    from .loading import decode, load, load_any, load_plain, load_tensors
+    from .models.by_name import build as build_model
+    from .models.by_name import is_reference
+    from .models.copies import original_copy, original_of
+    from .models.layers import KINDS, by_glob, layers, leaf_weight, parameter, weight_name
+    from .models.modes import evaluating
+    from .models.state import restore
+    from .models.structure import Structure, replace
     from .options import StageOptions, require
-    from .report import label, percent
-    from .session import Session, drawn
-    from .state import restore
-    from .stored import DTYPES, FileBytes, Layout, Stored, bytes_of, check_names, layout_of, read_header
-    from .stored import write_in_pieces as write_in_pieces
-    from .structure import Structure, original_copy, original_of, replace
     from .task import Task, logits_of, target_of
     from .trainer import Trainer
-    from .untrusted import parse_json, read_json
+    from .training.distributed import agree, check_equal, from_first
+    from .training.masks import Masks
 
 _HOME = {
-    "artifact": ("Artifact blamed_on decode is_export load load_any load_plain load_tensors read write_bytes"),
-    "batches": "find_first_tensor",
-    "checked": "checked_count checked_keys checked_number checked_table checked_tensor checked_tensors",
-    "commands": "add_limit",
+    "commands.pictures": "label",
+    "commands.session": "Session drawn",
+    "commands.tables": "percent",
+    "commands.verb": "add_limit",
     "console": "console print_table",
-    "distributed": "agree check_equal from_first",
+    "data.batches": "find_first_tensor",
     "errors": "MakeweightError UsageError did_you_mean",
-    "files": "spool_beside write_text written_aside",
+    "files.artifact": "Artifact blamed_on is_export read write_bytes",
+    "files.checked": "checked_count checked_keys checked_number checked_table checked_tensor checked_tensors",
+    "files.file_bytes": "FileBytes",
+    "files.lazy_tensors": "LazyTensors",
+    "files.safetensors_file": "check_names read_header write_in_pieces",
+    "files.tensor_bytes": "DTYPES Layout Stored bytes_of layout_of",
+    "files.untrusted": "parse_json read_json",
+    "files.writing": "spool_beside write_text written_aside",
     "hookspecs": "hookimpl",
-    "layers": "KINDS by_glob layers leaf_weight parameter weight_name",
-    "lazy": "LazyTensors",
-    "masks": "Masks",
-    "models": "build_model is_reference",
-    "modes": "evaluating",
+    "loading": "decode load load_any load_plain load_tensors",
+    "models.by_name": "build_model is_reference",
+    "models.copies": "original_copy original_of",
+    "models.layers": "KINDS by_glob layers leaf_weight parameter weight_name",
+    "models.modes": "evaluating",
+    "models.state": "restore",
+    "models.structure": "Structure replace",
     "options": "StageOptions require",
-    "report": "label percent",
-    "session": "Session drawn",
-    "state": "restore",
-    "stored": "DTYPES FileBytes Layout Stored bytes_of check_names layout_of read_header write_in_pieces",
-    "structure": "Structure original_copy original_of replace",
     "task": "Task logits_of target_of",
     "trainer": "Trainer",
-    "untrusted": "parse_json read_json",
+    "training.distributed": "agree check_equal from_first",
+    "training.masks": "Masks",
 }
-"""names by the module that they come from"""
+"""public names by the module that defines them, separated by spaces"""
 _MODULES = {name: module for module, names in _HOME.items() for name in names.split()}
 _RENAMED = {"build_model": "build"}
 __all__ = ["API", *sorted(_MODULES)]

@@ -1,7 +1,7 @@
-"""`package.module:name`, as options and recipes write it.
+"""Resolves references of the form `package.module:name` in options and recipes.
 
-Only names that the user trusts come here: `trust` refuses others before, and nothing that a model file or a checkpoint
-holds is a name of code.
+Resolving a reference runs code. `commands.trust` refuses references from untrusted recipes first, and model files and
+checkpoints never contain references.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from typing import Any
 from .errors import UsageError
 
 REFERENCE = re.compile(
-    r"(?<![\w.-])[^\W\d][\w-]*(?:\.[^\W\d][\w-]*)*"  # package.module; a file's name may have dashes
+    r"(?<![\w.-])[^\W\d][\w-]*(?:\.[^\W\d][\w-]*)*"  # package.module; the name of a file may contain dashes
     r":[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 )
-"""all that `resolve` accepts, and so all that `trust` has to look for"""
+"""every reference that `resolve` accepts; `commands.trust` searches recipes for it"""
 
 
 def resolve(path: str, what: str) -> Any:
-    """What `package.module:name` refers to, looked up from the working directory too. Raises UsageError."""
+    """The function or class `package.module:name`; modules of the working directory come first.
+
+    `what` names the option in messages. Raises UsageError if `path` has another form, if the import fails, or if the
+    object is not callable.
+    """
     if not REFERENCE.fullmatch(path):
         raise UsageError(f"{what} {path!r}: expected package.module:function")
     module_name, _, attribute = path.partition(":")
@@ -43,19 +47,19 @@ def resolve(path: str, what: str) -> Any:
 
 @contextmanager
 def _working_directory_first() -> Iterator[None]:
-    """Import as a script of the working directory would; later imports look there after all other places."""
+    """Search the working directory first inside the context, and last after it (for imports inside functions)."""
     sys.path.insert(0, "")
     try:
         yield
     finally:
-        with suppress(ValueError):  # what was imported may have changed the path
+        with suppress(ValueError):  # the imported module may have changed sys.path
             sys.path.remove("")
         if "" not in sys.path:
             sys.path.append("")
 
 
 def import_installed(name: str) -> ModuleType:
-    """Import a module that a file may ask for, never from the working directory. Raises ImportError."""
+    """Import a module, but never from the working directory. Raises ImportError."""
     before = list(sys.path)
     here = os.path.realpath(os.curdir)
     sys.path[:] = [entry for entry in before if os.path.realpath(entry) != here]

@@ -1,4 +1,4 @@
-"""A run: its stages one after the other, each on a network built anew from the original and the records."""
+"""A run of one or more stages. Each stage trains a network rebuilt from the original model and its records."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from . import snapshot
-from .accelerators import new_accelerator
-from .artifact import Artifact
-from .checks import check_model, check_stages
 from .errors import UsageError
-from .interrupt import Signals
+from .files.artifact import Artifact
+from .models.copies import original_copy
+from .models.records import records_of
+from .models.state import restore
+from .models.structure import rebuilt
 from .options import LoopOptions, Stage, StageOptions
 from .plugins import Plugins
-from .start import Start
-from .state import restore
-from .structure import original_copy, rebuilt, records_of
 from .task import Task
 from .trainer import Trainer
+from .training import snapshot
+from .training.accelerators import new_accelerator
+from .training.checks import check_model, check_stages
+from .training.interrupt import Signals
+from .training.network import left_by
+from .training.start import Start
 
 
 class Run:
-    """Trains stages: `Run(model, train_data, eval_data, [Stage(options, {"prune": Prune()}), …]).fit()`.
+    """Trains stages in order: `Run(model, train_data, eval_data, [Stage(options, {"prune": Prune()}), …]).fit()`.
 
-    Each stage is a `Trainer` with plugin instances of its own. The given model is left as it is: `run.model` is the
-    trained one. A stage begins with a plain network, built from the original and the records of its structure, with the
-    weights of the stage before it; steps, seeds, data order and metrics go on. Other arguments as of `Trainer`.
+    Each stage is a `Trainer` with its own plugin instances. `model` itself is not changed; `run.model` is the trained
+    network. Each stage starts from a plain network that is rebuilt from the original model and the records and has the
+    weights of the previous stage. Step and epoch counters, seeds, data order and metrics continue across stages. The
+    other arguments are those of `Trainer`. Raises UsageError as `Trainer` does, and for stages with different loops.
     """
 
     def __init__(self, model: nn.Module, train_data: Any, eval_data: Any = None, stages: Sequence[Stage] = (), *,
@@ -50,47 +54,47 @@ class Run:
 
     @property
     def model(self) -> nn.Module:
-        """The network of the stage that is running, or of the last one."""
+        """The network of the current stage; after training, of the last stage."""
         return self.trainer.model
 
     def check(self) -> list[dict[str, str | None]]:
-        """Ask all stages' plugins what they will touch: for each stage a line by plugin. Raises UsageError."""
+        """Call `on_check` of all stages. Returns for each stage the plugins' lines by name. Raises UsageError."""
         self._is_checked = True
         return check_stages(self.stages, self.model, self.trainer.sample_batch(), self.task)
 
     def fit(self) -> dict[str, float]:
-        """Train to the end of the last stage. Returns the metrics of the last epoch."""
+        """Train all stages. Returns the metrics of the last epoch."""
         if not self._is_checked:
             self.check()
         with self.signals:
             saved = snapshot.newest(self.out, self.trainer.journal, self.accelerator) if self.resume else None
             if saved is not None:
-                there = records_of(self.original)  # those that the checkpoint has beyond are built by the trainer
+                there = records_of(self.original)  # the trainer builds further records of the checkpoint
                 self.trainer = self._trainer(
                     Start(stage=self._stage_of(saved), original=self.original, checked=True, records=there, saved=saved)
                 )
             self.trainer.start.checked = True
             metrics = self.trainer.fit()
             while self.trainer.stage + 1 < len(self.stages):
-                start = self.trainer.leave()
+                start = left_by(self.trainer)
                 self.accelerator.free_memory()
                 self.trainer = self._trainer(start)
                 metrics = self.trainer.fit()
         return metrics
 
     def evaluate(self, data: Any = None) -> dict[str, float]:
-        """The metric and the loss of the network on the evaluation data, or on other data, over all processes."""
+        """The metric and the loss of the network on `data` (by default the evaluation data), over all processes."""
         return self.trainer.evaluate(data)
 
     def export(self, path: str | Path) -> Artifact | None:
-        """Write the network through the last stage's `on_export`, on the main process; None on others."""
+        """Write the network to `path` with the last stage's `on_export`. Returns None outside the main process."""
         return self.trainer.export(path)
 
     def _trainer(self, start: Start) -> Trainer:
         stage = self.stages[start.stage]
         model = rebuilt(self.original, start.records, Plugins(stage.plugins))
         if start.weights is not None:
-            restore(model, start.weights, "the weights of the stage before")
+            restore(model, start.weights, "the weights of the previous stage")
             start.weights = None
         trainer = Trainer(
             model, self.train_data, self.eval_data, stage.plugins, options=stage.options, task=self.task, out=self.out,
@@ -107,7 +111,7 @@ class Run:
 
 
 def check_same_loop(stages: Sequence[Stage]) -> None:
-    """Raise UsageError for stages that differ in what holds for a whole run: batch size, seed, precision, …"""
+    """Raise UsageError if stages differ in an option of the whole run, such as batch size, seed or precision."""
     fixed = [field.name for field in fields(LoopOptions) if field.name not in StageOptions.__dataclass_fields__]
     for number, stage in enumerate(stages, 1):
         if not isinstance(stage.options, LoopOptions):

@@ -1,4 +1,4 @@
-"""What a batch means: how the model is called on it, its loss, and what is measured on it."""
+"""The task of a network: how the model is called on a batch, the loss, and the metric."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ from .references import resolve
 
 
 def call_model(model: nn.Module, batch: Any) -> Any:
-    """`model(x)` for a batch (x, y), `model(**batch)` for a mapping, as Hugging Face's models are called."""
+    """Return `model(x)` for a batch (x, y), and `model(**batch)` for a mapping, as Hugging Face models expect."""
     return model(batch[0]) if isinstance(batch, (list, tuple)) else model(**batch)
 
 
 def target_of(batch: Any) -> Any:
-    """Y of (x, y); the `labels` of a mapping, or the whole mapping where it has none."""
+    """The target y of a batch (x, y); for a mapping its `labels`, or the whole mapping if it has no `labels`."""
     return batch[1] if isinstance(batch, (list, tuple)) else batch.get("labels", batch)
 
 
 def logits_of(output: Any) -> Any:
-    """The logits of a model's output, whether it is a tensor or an object that has them."""
+    """The logits of a model output, which may be a tensor, a mapping or an object with the attribute `logits`."""
     if isinstance(output, Mapping):
         return output["logits"]
     return getattr(output, "logits", output)
 
 
 def correct(output: Any, target: Any) -> Tensor | None:
-    """For each example whether the largest logit is the target's (the share of pixels or tokens where there are many).
+    """Top-1 accuracy of each example, [B]; the mean over pixels or tokens if an example has several targets.
 
-    Classes are the second dimension of a tensor of logits, and the last one of an object that has logits, as Hugging
-    Face's have; targets of -100 do not count. Returns [B], None where the targets are no classes.
+    The class dimension is dimension 1 of an output tensor, and the last dimension of the logits of an output object
+    (Hugging Face models). Targets of -100 are ignored. Returns None if the targets are not class indices.
     """
     logits = logits_of(output)
     if not isinstance(target, Tensor) or target.is_floating_point() or logits.ndim != target.ndim + 1:
         return None
     right = (logits.argmax(1 if logits is output else -1) == target).float().reshape(len(target), -1)
     counted = (target != -100).reshape(len(target), -1)
-    return (right * counted).sum(1) / counted.sum(1).clamp(min=1)
+    fraction: Tensor = (right * counted).sum(1) / counted.sum(1).clamp(min=1)
+    return fraction
 
 
 def default_criterion(output: Any, target: Any) -> Tensor:
-    """The loss that the model itself returned, where it does; else cross entropy."""
+    """The loss in the model's output if it has one, otherwise cross entropy. A scalar."""
     if isinstance(output, Tensor):
         return cross_entropy(output, target)
     own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
@@ -54,7 +55,11 @@ def default_criterion(output: Any, target: Any) -> Tensor:
 
 @dataclass
 class Task:
-    """The user's own loss, call and metric, or the usual ones. A metric gives a value for each example, [B]."""
+    """Loss function, call of the model, and metric.
+
+    `criterion(output, target)` returns a scalar and `forward(model, batch)` the model's output. `metric(output,
+    target)` returns a value for each example, [B], or None if it does not apply.
+    """
 
     criterion: Callable[[Any, Any], Tensor] = default_criterion
     forward: Callable[[nn.Module, Any], Any] = call_model
@@ -73,7 +78,7 @@ class Task:
 
     @classmethod
     def named(cls, criterion: str | None, forward: str | None, metric: str | None) -> Task:
-        """From `package.module:function` options; a torch.nn loss class is instantiated. Raises UsageError."""
+        """A task from `package.module:name` references. A class is instantiated. Raises UsageError as `resolve`."""
         given = {"criterion": criterion, "forward": forward, "metric": metric}
         found: dict[str, Any] = {name: resolve(path, name) for name, path in given.items() if path is not None}
         return cls(**{name: _made(each) for name, each in found.items()})

@@ -1,4 +1,4 @@
-"""Conformance: what every plugin must do, as tests that a plugin's own tests subclass.
+"""The conformance suite: tests that every plugin must pass. The tests of a plugin subclass it:
 
     from makeweight.testing import PluginConformance
 
@@ -6,8 +6,7 @@
         name = "prune"
         options = {"sparsity": 0.5}
 
-The plugin must be installed. Runs are real ones: processes of their own, on scikit-learn's digits. The tests need
-pytest.
+The plugin must be installed, and pytest is required. Each run is a real `trainer` process on scikit-learn's digits.
 """
 
 from __future__ import annotations
@@ -25,22 +24,23 @@ from typing import Any, ClassVar
 
 import pytest
 
-from .plugins import load_class
+from .discovery import load_class
 
 TWO_BATCHES = ["--model", "lenet300", "--data", "digits", "--epochs", "1", "--batch-size", "646"]
-"""Of the 1,293 training digits: an epoch of two steps."""
+"""options of a run with one epoch of two steps: 1,293 training examples in batches of 646"""
 
 
 def run_trainer(
     words: list[str], cwd: Path, processes: int = 1, code: int = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """`trainer` with these words in a process of its own, or under `accelerate launch` in several on the CPU.
+    """Run `trainer` with these arguments in a subprocess, or on several CPU processes with `accelerate launch`.
 
-    Raises AssertionError, with what it printed, where it does not end with the exit code.
+    `cwd` is the working directory and `code` the expected exit code; keyword arguments set environment variables.
+    Returns the completed process. Raises AssertionError, with the output, for any other exit code.
     """
     command = [sys.executable, "-m", "makeweight", *words]
     if processes > 1:
-        # Not --cpu: with it accelerate starts one process, whatever is asked for.
+        # Without --cpu: with it, accelerate ignores --num_processes and starts one process.
         launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
         port = ["--main_process_port", str(free_port())]
         command = [sys.executable, *launch, *port, "-m", "makeweight", *words]
@@ -51,16 +51,17 @@ def run_trainer(
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
+    """A free TCP port of localhost."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class PluginConformance:
-    """What holds for every plugin. Set `name`, and `options` that make it do something in two steps.
+    """Tests of the contract that hold for every plugin.
 
-    `second_stage` holds options that change in the second stage of the runs that have two.
+    A subclass sets `name`, the entry point, and `options` with which the plugin has an effect within two steps.
+    `second_stage` holds the plugin options that differ in the second stage of two-stage runs.
     """
 
     name: ClassVar[str]
@@ -68,13 +69,13 @@ class PluginConformance:
     second_stage: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def words(self, out: Path, *more: str) -> list[str]:
-        """A run of two batches with the plugin on."""
+        """The command line of a run of two steps with the plugin, with a checkpoint after every step."""
         options = [word for key, value in self.options.items() for word in self._option(key, value)]
         checkpoints = ["--checkpoint-every", "1", "--keep-checkpoints", "9"]
         return ["--plugins", self.name, *TWO_BATCHES, *options, *checkpoints, "--out", str(out), *more]
 
     def staged_words(self, cwd: Path, out: Path, *more: str) -> list[str]:
-        """A run of two stages of two batches each."""
+        """The command line of a run of two stages with two steps each. Writes its recipe to `cwd`."""
         stages = [{"epochs": 1}, {"epochs": 1, self.name: dict(self.second_stage)}]
         (cwd / "stages.yaml").write_text(json.dumps({"stages": stages}))
         return self.words(out, "--recipe", "stages.yaml", *more)
@@ -86,7 +87,7 @@ class PluginConformance:
     @pytest.fixture(scope="class")
     @classmethod
     def finished(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """The directory of a finished run, with checkpoints after both of its steps."""
+        """The directory of a finished run with checkpoints of both steps."""
         folder = tmp_path_factory.mktemp(cls.name)
         run_trainer(cls().words(folder / "run"), folder)
         return folder / "run"
@@ -97,7 +98,7 @@ class PluginConformance:
 
     def test_shows_its_options_without_torch(self) -> None:
         code = (
-            "import sys\nfrom makeweight.cli import main\n"
+            "import sys\nfrom makeweight.commands.cli import main\n"
             "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
             "print('torch is imported:', 'torch' in sys.modules)"
         )
@@ -117,9 +118,9 @@ class PluginConformance:
         import torch
 
         from . import Trainer, load
-        from .modes import evaluating
+        from .commands.session import Session
+        from .models.modes import evaluating
         from .options import Options
-        from .session import Session
 
         session = Session(Options(validation=0.1))
         plugin = load_class(self.name)(**self.options)
@@ -155,7 +156,7 @@ class PluginConformance:
         assert_same_tensors(tmp_path / "whole", broken)
 
     def test_trains_two_stages_in_two_processes_on_different_data(self, tmp_path: Path) -> None:
-        """Each process has its own half of every batch."""
+        """Each process trains on its own half of every batch."""
         run_trainer(self.staged_words(tmp_path, tmp_path / "run"), tmp_path, processes=2)
         summary = read_summary(tmp_path / "run")
         assert summary["processes"] == 2
@@ -165,11 +166,12 @@ class PluginConformance:
     def test_a_record_of_a_later_number_is_refused_with_the_version_to_install(
         self, finished: Path, tmp_path: Path
     ) -> None:
-        from . import checkpoint
-        from .artifact import load_plain, read, write
+        from .commands.session import Session
         from .errors import MakeweightError
+        from .files.artifact import read, write
+        from .loading import load_plain
         from .options import Options
-        from .session import Session
+        from .training import checkpoint
 
         artifact = read(finished / "model.safetensors")
         later = [each._replace(record=each.record | {"number": 1000}) for each in artifact.records]
@@ -197,13 +199,13 @@ class PluginConformance:
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """summary.json of a run directory."""
+    """The content of summary.json in the run directory `run`."""
     found: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     return found
 
 
 def break_off(finished: Path, broken: Path) -> Path:
-    """A copy of a finished run as if it had been killed before its last step's checkpoint was written. Returns it."""
+    """Copy a finished run to `broken`, as if it had been killed before the checkpoint of its last step. Returns it."""
     shutil.copytree(finished, broken)
     root = broken / "checkpoints"
     last = max(path.name for path in root.iterdir()).removesuffix("-end")
@@ -215,10 +217,10 @@ def break_off(finished: Path, broken: Path) -> Path:
 
 
 def assert_same_tensors(one: Path, other: Path) -> None:
-    """The exports of two run directories hold the same tensors, bit for bit."""
+    """Raise AssertionError unless the exports of two run directories hold bitwise equal tensors."""
     import torch
 
-    from .artifact import load_tensors
+    from .loading import load_tensors
 
     ours, theirs = (load_tensors(run / "model.safetensors") for run in (one, other))
     assert list(ours) == list(theirs)

@@ -1,4 +1,4 @@
-"""The training loop. `fit` is the loop itself; what it calls stands below it in the order in which it is called."""
+"""The training loop. `Trainer.fit` is the loop; the methods that it calls follow below it in calling order."""
 
 from __future__ import annotations
 
@@ -10,50 +10,46 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from . import artifact as artifacts
-from . import checkpoint, snapshot
-from .accelerators import new_accelerator
-from .artifact import Artifact
-from .batches import as_dataset, find_first_tensor
-from .checks import check_model, check_stages
-from .errors import MakeweightError, UsageError
-from .interrupt import Interrupted, Signals
-from .journal import Journal
-from .masks import Masks
-from .modes import begin_training
-from .network import new_structure_at_end, set_up
-from .optimizers import build_optimizer, learning_rate, parameter_groups
+from .data.batches import as_dataset, find_first_tensor
+from .errors import MakeweightError
+from .models.copies import original_copy
+from .models.modes import begin_training
 from .options import LoopOptions, Stage
 from .plugins import Plugins
 from .seeding import StepSeed
-from .services import Services
-from .start import Start
-from .state import plain_state
-from .step import Step, Sum, WithAuxiliary, zero_of
-from .structure import original_copy, records_of
 from .task import Task
+from .training import checkpoint, snapshot
+from .training.accelerators import check_engine, new_accelerator
+from .training.checks import check_model, check_stages
+from .training.distributed import mean_of_processes, most_of_processes
+from .training.interrupt import Interrupted, Signals
+from .training.journal import Journal
+from .training.masks import Masks
+from .training.network import new_structure_at_end, set_up
+from .training.optimizers import learning_rate
+from .training.services import Services
+from .training.start import Start
+from .training.step import Step, Sum
+from .training.update import Update
 
 LOG_EVERY = 50
 """steps between reads of the losses (each read synchronises with the device)"""
-ENGINES = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.FSDP)
-"""engines that shard parameters: plugins that look weights up whole cannot work with them yet"""
 SMALL = 3 * 64 * 64
-"""numbers in an example up to which it is evaluated in large batches"""
+"""largest number of elements of an example for evaluation in batches of at least 500"""
 AGREE_EVERY = 8
-"""steps between two agreements of several processes on whether one was interrupted"""
+"""steps between the collective checks whether any of several processes was interrupted"""
 
 
 class Trainer(Services):
     """Trains a model with plugins: `Trainer(model, train_data, eval_data, plugins=[…], epochs=3).fit()`.
 
-    A trainer is one stage: one optimizer, one loop, over the very model that it is given. `Run` runs several.
-    `train_data` and `eval_data` are tensors (x, y), a mapping of tensors, or data sets; `eval_data` is what the
-    metrics of each epoch are measured on. Keyword arguments are the options of `LoopOptions`. With `out`, metrics and
-    checkpoints are written there, and `resume` goes on from them. Raises UsageError for what cannot be trained.
+    A trainer runs one stage: one optimizer and one loop that trains `model` in place. `Run` trains several stages.
+    `train_data` and `eval_data` are tensors (x, y), mappings of tensors, or data sets; the metrics of each epoch are
+    measured on `eval_data`. Keyword arguments are the fields of `LoopOptions`. `out` is the directory for metrics and
+    checkpoints; `resume` continues from its newest checkpoint. Raises UsageError for invalid arguments.
 
     Plugins may use: model (unwrapped), accelerator, task, options, losses, masks, auxiliary, step and epochs_begun (of
     the run), stage, epoch and progress (of the stage), steps_per_epoch, resumed, ending, take_step (the core's own
@@ -67,9 +63,7 @@ class Trainer(Services):
                  **settings: Any) -> None:  # fmt: skip
         self.options, self.task, self.start = options or LoopOptions(**settings), task or Task(), start or Start()
         self.accelerator = accelerator or new_accelerator(self.options.precision)
-        if self.accelerator.distributed_type in ENGINES:
-            kind = self.accelerator.distributed_type.value
-            raise UsageError(f"accelerate is set to {kind}: expected one process, or data-parallel ones (MULTI_GPU)")
+        check_engine(self.accelerator)
         self.out, self.resume = None if out is None else Path(out), resume
         check_model(model)
         self.original = original_copy(model) if self.start.original is None else self.start.original
@@ -86,7 +80,7 @@ class Trainer(Services):
         self.journal = Journal(self.out, self.accelerator)
 
     def adopt(self, plugins: Plugins) -> None:
-        """Begin with these plugin instances, and with nothing attached."""
+        """Use these plugin instances, and reset losses, auxiliary modules, masks and all other attachments."""
         self.plugins, self.hook = plugins, plugins.hook
         self.losses: dict[str, Callable[[Any, Any], Tensor]] = {"task": self.task.loss}
         self.auxiliary = nn.ModuleDict()
@@ -103,14 +97,14 @@ class Trainer(Services):
         self.eval_batches = None if eval_data is None else self._batches(as_dataset(eval_data, "eval_data"))
 
     def fit(self) -> dict[str, float]:
-        """Train to the end of the stage. Returns the metrics of the last epoch."""
+        """Train to the end of the stage. Returns the metrics of the last epoch. Raises MakeweightError for a NaN loss."""
         with self._blamed(), self.signals:
             self.set_up()
             self._prepare()
             while self._goes_on():
                 started = perf_counter()
                 for batches in self.batches.epoch(self.epochs_begun, self.position):
-                    self._set_learning_rate()
+                    self._update.set_learning_rate(learning_rate(self.options, self.progress))
                     self._seed(self.options.seed, self.step, self.accelerator.process_index)
                     self.hook.on_batch(trainer=self, batches=batches)
                     self.masks.apply()
@@ -119,17 +113,17 @@ class Trainer(Services):
                     self._after_step()
                 self._end_epoch(perf_counter() - started)
             self._end_stage()
-            if self._interrupted():  # while the last epoch was evaluated
+            if self._interrupted():  # during the last evaluation
                 raise Interrupted(self.signals.received)
         return self.metrics
 
     def check(self) -> dict[str, str | None]:
-        """Ask every plugin's `on_check`: what each says it will touch, by name. Raises UsageError."""
+        """Call `on_check` of every plugin. Returns the plugins' lines by name. Raises UsageError."""
         stage = Stage(self.options, self.plugins.by_name)
         return check_stages([stage], self.model, self.sample_batch(), self.task)[0]
 
     def set_up(self) -> None:
-        """Give the model its structure, and let the plugins attach to it. `fit` does it unless it is done."""
+        """Build the structure and run `on_init` of the plugins, once. `fit` calls it."""
         if self._is_set_up:
             return
         self._is_set_up = True
@@ -141,22 +135,11 @@ class Trainer(Services):
             set_up(self)
 
     def _prepare(self) -> None:
-        """Hand the model to accelerate, build the optimizer, and put back what a checkpoint holds."""
+        """Prepare the model with accelerate, build the optimizer, and restore the checkpoint if there is one."""
         begin_training(self.model)
-        mixed = self.accelerator.mixed_precision not in (None, "no")  # accelerate then patches what it is given
-        wrap = len(self.auxiliary) > 0 or mixed
-        whole = WithAuxiliary(self.model, self.auxiliary) if wrap else self.model
-        groups = self._parameter_groups()
-        self._parameters = [parameter for group in groups for parameter in group["params"]]
-        self.prepared = self.accelerator.prepare_model(whole.to(self.accelerator.device))
+        self._update = Update(self)
+        self.optimizer = self._update.optimizer
         self._seed = StepSeed(self.accelerator.device)
-        optimizer = self.accelerator.prepare_optimizer(build_optimizer(groups, self.options))
-        self.optimizer: torch.optim.Optimizer = optimizer.optimizer
-        # Accelerate's wrappers cost more than a tiny network's step: its `backward` divides by one, and adds a node to
-        # the graph for it. Only a gradient scaler needs them.
-        scaled = self.accelerator.scaler is not None
-        self._update = optimizer if scaled else self.optimizer
-        self._run_backward = self.accelerator.backward if scaled else Tensor.backward
         self.masks.release()
         if self.start.saved is not None:
             snapshot.put_back(self, self.start.saved)
@@ -168,54 +151,19 @@ class Trainer(Services):
             self.save()
         self.journal.begin(self.options.epochs, self.steps_per_epoch)
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        named = dict(self.model.named_parameters()) | dict(self.auxiliary.named_parameters("auxiliary"))
-        return parameter_groups(named, self.groups, self.options.weight_decay)
-
     def _goes_on(self) -> bool:
         return self.epoch < self.options.epochs and (self.stopped is None or self.position > 0)
 
-    def _set_learning_rate(self) -> None:
-        rate = learning_rate(self.options, self.progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["lr_scale"]
-
     def take_step(self, batches: list[Any]) -> Tensor:
-        """One optimizer step over its micro-batches: the mean of their losses, detached."""
-        for parameter in self._parameters:  # a tenth of the time of optimizer.zero_grad
-            parameter.grad = None
-        losses = []
-        for batch in batches[:-1]:
-            with self.accelerator.no_sync(self.prepared):
-                losses.append(self._backward(batch, len(batches)))
-        loss = self._backward(batches[-1], len(batches))
-        if self.options.clip_norm is not None:
-            if self.accelerator.scaler is not None:
-                self.accelerator.unscale_gradients(self._update)
-            nn.utils.clip_grad_norm_(self._parameters, self.options.clip_norm)
-        self._update.step()
-        return torch.stack([*losses, loss]).mean() if losses else loss
-
-    def _backward(self, batch: Any, micro_batches: int) -> Tensor:
-        output = self.task.forward(self.prepared, batch)
-        values = [term(batch, output) for term in self.losses.values()]
-        loss = values[0]
-        for value in values[1:]:
-            loss = loss + value
-        whole = loss
-        for unused in self.is_idle:
-            whole = whole + zero_of(unused())
-        self._run_backward(whole if micro_batches == 1 else whole / micro_batches)
-        for name, value in zip(self.losses, values, strict=True):
-            self.sums[name].add(value)
-        return loss.detach()
+        """Run one optimizer step over its micro-batches. Returns their mean loss, a detached scalar."""
+        return self._update.take(batches)
 
     def _after_step(self) -> None:
-        """Between two steps: read the losses now and then, write a checkpoint when it is due, stop when interrupted."""
+        """Between two steps: check the losses every `LOG_EVERY` steps, write due checkpoints, handle interruption."""
         self.stage_steps += 1
         if self.step % LOG_EVERY == 0:
             self._mean_losses()
-        if self.position < self.steps_per_epoch and self._checkpoint_is_due():  # else the epoch's end writes it
+        if self.position < self.steps_per_epoch and self._checkpoint_is_due():  # else `_end_epoch` writes it
             self.save()
         if (self.accelerator.num_processes == 1 or self.step % AGREE_EVERY == 0) and self._interrupted():
             with self.signals.held():
@@ -228,15 +176,12 @@ class Trainer(Services):
         return every is not None and self.step % every == 0
 
     def _interrupted(self) -> bool:
-        """Whether any process was interrupted: all of them must ask at the same time."""
-        if self.accelerator.num_processes == 1:
-            return self.signals.received != 0
-        flag = torch.tensor([self.signals.received], device=self.accelerator.device)
-        self.signals.received = int(self.accelerator.gather(flag).max())
+        """Whether any process was interrupted. Collective: every process must call it at the same step."""
+        self.signals.received = most_of_processes(self.accelerator, self.signals.received)
         return self.signals.received != 0
 
     def _mean_losses(self) -> dict[str, float]:
-        """The mean of each loss over the epoch so far. Raises MakeweightError when one is NaN."""
+        """The mean of each loss over the epoch so far, on this process. Raises MakeweightError if one is NaN."""
         done = max(self.position * self.options.accumulate, 1)
         means = {name: float(total) / done for name, total in self.sums.items()}
         for name, mean in means.items():
@@ -246,8 +191,8 @@ class Trainer(Services):
         return means
 
     def _end_epoch(self, seconds: float) -> None:
-        """Evaluate, let the plugins look at the metrics, log them, write a checkpoint."""
-        means = self._over_processes(self._mean_losses())
+        """Evaluate, call `on_epoch_end`, log the metrics, and write a checkpoint."""
+        means = mean_of_processes(self.accelerator, self._mean_losses())
         metrics = {f"train_{name}": value for name, value in means.items()} | {"train_loss": sum(means.values())}
         metrics |= {} if self.eval_batches is None else self.evaluate()
         if not all(math.isfinite(value) for value in metrics.values()):
@@ -259,7 +204,8 @@ class Trainer(Services):
         self.sums.clear()
         self.hook.on_epoch_end(trainer=self, metrics=metrics)
         self.masks.apply()
-        self.stopped = self._agreed_stop()
+        if most_of_processes(self.accelerator, self.stopped is not None):
+            self.stopped = self.stopped or "requested by another process"
         self.metrics = metrics
         self.log(metrics)
         self.journal.epoch(self.epoch, metrics)
@@ -267,20 +213,8 @@ class Trainer(Services):
         if over or self.options.checkpoint_every is None or self._checkpoint_is_due():
             self.save()
 
-    def _over_processes(self, values: dict[str, float]) -> dict[str, float]:
-        if self.accelerator.num_processes == 1:
-            return values
-        local = torch.tensor(list(values.values()), dtype=torch.float64, device=self.accelerator.device)
-        return dict(zip(values, self.accelerator.reduce(local, "mean").tolist(), strict=True))
-
-    def _agreed_stop(self) -> str | None:
-        flag = torch.tensor(int(self.stopped is not None), device=self.accelerator.device)
-        if int(self.accelerator.reduce(flag, "sum")) == 0:
-            return None
-        return self.stopped or "another process asked to"
-
     def _end_stage(self) -> None:
-        """Build the structure that plugins decide on at a stage's end, where one does."""
+        """Build the structure that plugins choose at the end of the stage, if any, and evaluate it."""
         self.journal.end()
         if self.stopped is not None:
             self.journal.say(f"stopped after epoch {self.epoch}: {self.stopped}")
@@ -295,42 +229,22 @@ class Trainer(Services):
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
-        """Write a checkpoint into the run directory, on the main process."""
+        """Write a checkpoint to `out`. Collective: every process must call it; the main process writes."""
         if self.out is not None:
             parts = snapshot.take(self)
             if self.accelerator.is_main_process:
                 kept = self.options.keep_checkpoints
                 checkpoint.save(self.out / "checkpoints", self.step, parts, self.stage, self.ended, kept)
 
-    def leave(self) -> Start:
-        """What the next stage begins from."""
-        return Start(
-            stage=self.stage + 1, step=self.step, epochs_begun=self.epochs_begun, original=self.original, checked=True,
-            states=snapshot.states_of(self), masks=self.masks.state(),
-            auxiliary=snapshot.auxiliary_of(self), weights=plain_state(self.model), records=records_of(self.model),
-        )  # fmt: skip
-
-    def export(self, path: str | Path) -> Artifact | None:
-        """Write the model through the plugins' `on_export`, on the main process; what was written, None on others."""
-        self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return None
-        with self._blamed():
-            artifact = self.artifact()
-        artifacts.write(artifact, path)
-        return artifact
-
     @property
     def progress(self) -> float:
-        """Epochs done since the stage began, a fraction within an epoch."""
+        """Epochs completed in the stage, including the fraction of the current epoch."""
         return self.stage_steps / self.steps_per_epoch
 
     @contextmanager
     def _blamed(self) -> Iterator[None]:
         try:
-            yield
-        except Exception as error:
-            self.plugins.blame(error)
-            raise
+            with self.plugins.blamed():
+                yield
         finally:
             self.journal.end()

@@ -20,8 +20,10 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from makeweight import Trainer, data, load, models
-from makeweight.batches import Tensors
+from makeweight import Trainer, load
+from makeweight.data import by_name as data
+from makeweight.data.batches import Tensors
+from makeweight.models import by_name as models
 from makeweight.seeding import generator
 from makeweight_kd import Distillation, exits_of
 

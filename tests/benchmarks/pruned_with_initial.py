@@ -15,8 +15,10 @@ import statistics
 import torch
 from torch import nn
 
-from makeweight import Trainer, data, models
-from makeweight.batches import Tensors
+from makeweight import Trainer
+from makeweight.data import by_name as data
+from makeweight.data.batches import Tensors
+from makeweight.models import by_name as models
 from makeweight_kd import Distillation
 from makeweight_prune import Prune
 

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 from makeweight import Data, hookimpl, load
-from makeweight.data import load as load_data
-from makeweight.models import build
-from makeweight.plugins import load_class
-from makeweight.programs import write_programs
+from makeweight.data.by_name import load as load_data
+from makeweight.discovery import load_class
+from makeweight.files.programs import write_programs
+from makeweight.models.by_name import build
 from makeweight.trainer import Trainer
 
 PRUNED = {"sparsity": 0.9, "scope": "global", "every": 50}

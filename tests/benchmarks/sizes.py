@@ -21,9 +21,11 @@ import zstandard
 from numpy.typing import NDArray
 
 from makeweight import MakeweightError
+from makeweight.commands.report import read_run
 from makeweight.console import console, print_table
-from makeweight.report import read_run
-from makeweight.stored import FileBytes, Stored, read_header
+from makeweight.files.file_bytes import FileBytes
+from makeweight.files.safetensors_file import read_header
+from makeweight.files.tensor_bytes import Stored
 from makeweight_huffman.codec import codes
 from makeweight_huffman.codec.container import decode_tensor, describe, encode
 from makeweight_huffman.packing import pack

@@ -16,12 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch.nn.functional import cross_entropy
 
-from makeweight.models import LeNet300
-from makeweight.optimizers import build_optimizer, parameter_groups
+from makeweight.discovery import load_class
+from makeweight.models.lenets import LeNet300
 from makeweight.options import StageOptions
-from makeweight.plugins import load_class
 from makeweight.seeding import StepSeed
 from makeweight.trainer import Trainer
+from makeweight.training.optimizers import build_optimizer, parameter_groups
 
 STEPS, BATCH = 250, 2
 

@@ -1,0 +1,1 @@
+"""The command `trainer`: options and recipes, the verbs, the report."""

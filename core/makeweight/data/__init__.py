@@ -1,0 +1,1 @@
+"""Data sets, batches, images and their augmentation."""

@@ -1,0 +1,1 @@
+"""Models by name, their layers, their state, and their structure with its records."""

@@ -1,0 +1,1 @@
+"""Parts of the trainer: steps, optimizers, masks, checkpoints, evaluation, logging, data-parallel processes."""
