@@ -1,6 +1,6 @@
-"""Every test of the plugin runs with the check of tests/helpers_plain.py.
+"""Runs the check of tests/helpers_plain.py in every test of this plugin.
 
-It stands here since mypy would take tests/conftest.py for the repository's own, which has the same name.
+It is not in tests/, because mypy would confuse a second tests/conftest.py with the one of the repository.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Trained quantization for makeweight: weights that share few values."""
+"""Weight clustering (trained quantization) for makeweight: the weights of a layer share few values."""
 
 from .plugin import Cluster
 

@@ -1,4 +1,4 @@
-"""A tensor whose non-zero elements share few values, and how those values are trained."""
+"""Codebooks: the nonzero elements of a tensor share few values, which are trained."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from torch import Tensor
 from .kmeans import initial_centroids, kmeans, nearest
 
 MOST_LARGER = 64
-"""times as many elements as now that a parameter may have had before a change of structure"""
+"""largest accepted ratio of a parameter's size before a change of structure to its size after it"""
 
 
 @dataclass
 class Codebook:
-    """Which elements of a tensor share which value: the members of a cluster stand together in `positions`."""
+    """The shared values of one tensor and the members of each cluster. Clusters are contiguous in `positions`."""
 
     values: Tensor
-    """[k] the centroids"""
+    """[k] centroids, the shared values"""
     sizes: Tensor
-    """[k] int64, members of each cluster"""
+    """[k] int64, number of members of each cluster"""
     positions: Tensor
-    """[n] int64, the members' places in the flat tensor"""
+    """[n] int64, indices of the members in the flattened tensor"""
     shape: list[int]
-    """of the tensor"""
+    """shape of the tensor"""
     latent: Tensor | None = None
-    """[n] where each member would be had it moved alone, kept where clusters are to change"""
+    """[n] value of each member if it had been trained alone; None if assignments are fixed"""
 
     def expanded(self) -> Tensor:
-        """[n] the value of each member."""
+        """[n]: the shared value of each member."""
         return self.values.repeat_interleave(self.sizes, output_size=len(self.positions))
 
     def to(self, tensor: Tensor) -> Codebook:
-        """On the device of `tensor`."""
+        """A copy on the device of `tensor`."""
         device = tensor.device
         latent = None if self.latent is None else self.latent.to(device)
         return Codebook(self.values.to(device), self.sizes.to(device), self.positions.to(device), self.shape, latent)
@@ -43,7 +43,10 @@ class Codebook:
 
 def make_codebook(weight: Tensor, count: int, how: str = "linear", generator: torch.Generator | None = None,
                   keep_latent: bool = False) -> Codebook:  # fmt: skip
-    """Cluster what is not zero in `weight` around at most `count` values; if it has no more than that, around these."""
+    """Cluster the nonzero elements of `weight` to at most `count` values.
+
+    A weight that has no more distinct values keeps them. `how`: initial centroids, as in `initial_centroids`.
+    """
     flat = weight.detach().flatten()
     positions = flat.nonzero().flatten()
     members = flat[positions]
@@ -54,13 +57,13 @@ def make_codebook(weight: Tensor, count: int, how: str = "linear", generator: to
 
 
 def regroup(book: Codebook, living: Tensor) -> Codebook:
-    """The same values, each living member now with the one nearest to its latent place; the others are dropped."""
+    """Reassign each living member to the value nearest to its latent value; drop the others. `living`: [n] bool."""
     assert book.latent is not None
     return _grouped(book.values.sort().values, book.positions[living], book.latent[living], book.shape, True)
 
 
 def labels_of(book: Codebook) -> tuple[Tensor, Tensor | None]:
-    """The number of each element's cluster, -1 where it has none, and where it would be: both of the tensor's shape."""
+    """Cluster index of each element (-1: none), and its latent value or None; both of the tensor's shape."""
     count = math.prod(book.shape)
     labels = torch.full((count,), -1, dtype=torch.int64, device=book.positions.device)
     labels[book.positions] = torch.arange(len(book.values), device=labels.device).repeat_interleave(book.sizes)
@@ -72,7 +75,7 @@ def labels_of(book: Codebook) -> tuple[Tensor, Tensor | None]:
 
 
 def from_labels(values: Tensor, labels: Tensor, latent: Tensor | None) -> Codebook:
-    """The codebook of these values with which `labels_of` gives these tensors."""
+    """Inverse of `labels_of`, for a codebook with the given values [k]."""
     flat = labels.flatten()
     positions = (flat >= 0).nonzero().flatten()
     order = flat[positions].argsort(stable=True)
@@ -83,7 +86,7 @@ def from_labels(values: Tensor, labels: Tensor, latent: Tensor | None) -> Codebo
 
 
 def checked(state: Any) -> Codebook:
-    """A codebook as it stands in a checkpoint, which is untrusted. Raises ValueError for what is no codebook."""
+    """Build a codebook from an untrusted checkpoint. Raises ValueError for an inconsistent one."""
     from makeweight.plugin import checked_keys, checked_table, checked_tensor
 
     checked_keys(checked_table(state), [each.name for each in fields(Codebook)])
@@ -95,23 +98,23 @@ def checked(state: Any) -> Codebook:
     if not all(
         each.is_floating_point() and each.isfinite().all() for each in (values, *([] if latent is None else [latent]))
     ):
-        raise ValueError("the values of a codebook are not finite floating-point numbers")
+        raise ValueError("codebook values: expected finite floating-point numbers")
     shape = state["shape"]
     if not (isinstance(shape, list) and 0 < len(shape) <= 8 and all(type(each) is int and each > 0 for each in shape)):
-        raise ValueError("the shape of a codebook is no list of counts")
+        raise ValueError("codebook shape: expected a list of 1 to 8 positive whole numbers")
     if not len(sizes) or int(sizes.amin()) < 0 or int(sizes.amax()) > len(positions):
-        raise ValueError("the sizes of a codebook are out of range")
+        raise ValueError("codebook sizes: out of range")
     if int(sizes.sum()) != len(positions):
-        raise ValueError("the sizes of a codebook do not add up to its members")
+        raise ValueError("codebook sizes: expected their sum to be the number of positions")
     if len(positions) and (int(positions.amin()) < 0 or int(positions.amax()) >= math.prod(shape)):
-        raise ValueError("the positions of a codebook are out of range")
+        raise ValueError("codebook positions: out of range")
     if len(positions.unique()) < len(positions):
-        raise ValueError("a codebook has members in two clusters")
+        raise ValueError("codebook positions: expected distinct numbers")
     return Codebook(values, sizes, positions, shape, latent)
 
 
 def fits(book: Codebook, weight: Tensor, exactly: bool) -> bool:
-    """Whether a codebook can be one of a tensor: of its shape if `exactly`, else of one that is not much larger."""
+    """Whether dtype and shape equal those of `weight`; unless `exactly`, any shape up to MOST_LARGER times its size."""
     same = book.shape == list(weight.shape) if exactly else math.prod(book.shape) <= MOST_LARGER * weight.numel()
     return same and book.values.dtype == weight.dtype
 
@@ -124,22 +127,22 @@ def _grouped(values: Tensor, positions: Tensor, members: Tensor, shape: list[int
 
 
 def alive(weight: Tensor, book: Codebook) -> Tensor:
-    """[n] bool: the members that nothing else has set to zero."""
+    """[n] bool: members that are nonzero, so that no other plugin has pruned them."""
     return weight.view(-1).index_select(0, book.positions) != 0
 
 
 def follow(weight: Tensor, book: Codebook, living: Tensor, scale: str) -> None:
-    """Move each centroid by its members' displacements, their sum or their mean, and set the members to it.
+    """Move each centroid by the sum or the mean of its members' updates, and set the members to it, in place.
 
-    `weight` is what the optimizer made of the members' common values, in place; `living` is `alive` before its step.
-    As SGD is linear in the gradients, with momentum too, the sum of the displacements is its step of a centroid by the
-    summed gradients of the members: Han et al. 2016, section 3.3, equation 3. The mean projects the optimizer's step
-    onto the tensors that share values in this way.
+    `weight` is the tensor after the optimizer's step. `living` [n] is `alive` before that step. SGD is linear in the
+    gradients, with momentum too. The sum of the updates is therefore SGD's step of a centroid with the summed gradients
+    of its members (Han et al. 2016, section 3.3, equation 3). The mean projects the optimizer's step onto the tensors
+    with these clusters.
     """
     moved = weight.view(-1).index_select(0, book.positions)
     living &= moved != 0  # a mask may have been applied since
     displacement = torch.where(living, moved - book.expanded(), 0)
-    # Not index_add_, which adds in any order on a GPU: processes would drift apart.
+    # Not index_add_: it adds in an undefined order on a GPU, so that processes would drift apart.
     step = torch.segment_reduce(displacement, "sum", lengths=book.sizes)
     if scale == "mean":
         step = step / torch.segment_reduce(living.to(step), "sum", lengths=book.sizes).clamp(min=1)
@@ -150,11 +153,11 @@ def follow(weight: Tensor, book: Codebook, living: Tensor, scale: str) -> None:
 
 
 def project(weight: Tensor, book: Codebook, living: Tensor | None = None) -> None:
-    """Set the (living) members to the values of their clusters and all else to zero, in place."""
+    """Set (living) members to the values of their clusters and all other elements to zero, in place."""
     values = book.expanded() if living is None else torch.where(living, book.expanded(), 0)
-    weight.zero_().view(-1).scatter_(0, book.positions, values)  # a fifth of the time of indexing
+    weight.zero_().view(-1).scatter_(0, book.positions, values)  # takes a fifth of the time of indexing
 
 
 def distinct(tensor: Tensor) -> int:
-    """The number of distinct values other than zero."""
+    """Number of distinct nonzero values."""
     return len(tensor[tensor != 0].unique())

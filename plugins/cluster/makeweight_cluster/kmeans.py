@@ -1,4 +1,4 @@
-"""k-means in one dimension, on sorted values: clusters are intervals, and their sums are differences of prefix sums."""
+"""One-dimensional k-means. On sorted values clusters are intervals, and their sums are differences of prefix sums."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 MOST_ROUNDS = 300
 ROUNDING = 1e-12
-"""distance from a centroid, relative to the largest value, up to which a value lies on it but for rounding"""
+"""tolerance, relative to the largest magnitude, within which a value counts as equal to its centroid"""
 
 
 def initial_centroids(values: Tensor, count: int, how: str, generator: torch.Generator | None = None) -> Tensor:
-    """`count` centroids, ascending, for `values` [n]: the three ways of Han et al. 2016, section 3.2.
+    """Initial centroids [count], ascending, for `values` [n]: the three methods of Han et al. 2016, section 3.2.
 
-    linear: evenly from the smallest to the largest value; density: evenly over the ranks of the values; random: the
-    values at `count` ranks drawn without repetition.
+    linear: evenly spaced from the smallest to the largest value. density: values at evenly spaced ranks. random:
+    values at ranks drawn without replacement.
     """
     ordered = values.sort().values
     if how == "linear":
@@ -27,15 +27,16 @@ def initial_centroids(values: Tensor, count: int, how: str, generator: torch.Gen
 
 
 def nearest(values: Tensor, centroids: Tensor) -> Tensor:
-    """The number of the nearest centroid [n], of two as near the smaller; `centroids` [k] are ascending."""
-    centroids = centroids.double()  # between neighbouring floats there is no middle in their own precision
+    """Index [n] of the nearest centroid of each value [n], the smaller at a tie; `centroids` [k] are ascending."""
+    centroids = centroids.double()  # neighbouring floats have no midpoint in their own precision
     return torch.bucketize(values.double(), (centroids[1:] + centroids[:-1]) / 2)
 
 
 def kmeans(values: Tensor, centroids: Tensor) -> Tensor:
-    """Centroids [k], ascending, after Lloyd's algorithm from `centroids`, until no value changes its cluster.
+    """Centroids [k], ascending, float64, of `values` [n] by Lloyd's algorithm from the initial `centroids` [k].
 
-    A cluster left empty starts anew at the value that is farthest from its centroid.
+    Runs until no assignment changes, for at most MOST_ROUNDS rounds. An empty cluster restarts at the value farthest
+    from its centroid.
     """
     ordered = values.double().sort().values
     sums = torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])

@@ -1,4 +1,4 @@
-"""The options of trained quantization."""
+"""Options of weight clustering."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from makeweight import UsageError
 
 @dataclass(eq=False)
 class ClusterOptions:
-    """Which layers share how many values, from when on, and how the values are trained."""
+    """Which layers are clustered, to how many values, when, and how the values are trained."""
 
     values: int | dict[str, int] = 32
-    """distinct values of a layer's weights, zero apart, or a table by layer glob: '{"conv*": 64, "fc1": 12}'; 0: any"""
+    """distinct nonzero weights in a layer, or a table by layer glob: '{"conv*": 64, "fc1": 12}'; 0: no limit"""
     biases: int | dict[str, int] = 0
-    """distinct values of a layer's biases, or a table by layer glob; 0: any"""
+    """distinct nonzero biases in a layer, or a table by layer glob; 0: no limit"""
     layers: str = "*"
-    """glob of the layers, where values or biases is one number"""
+    """glob of the layers to cluster, used where values or biases is one number; * is every Linear and Conv layer"""
     initialisation: Literal["linear", "random", "density"] = "linear"
-    """where k-means begins: evenly from the smallest to the largest weight, at random weights, evenly over the ranks"""
+    """initial centroids: linear from the smallest to the largest weight, at random weights, or at equal density"""
     begin: float | None = None
-    """epoch of the stage at which the clusters are made; half of the stage unless given"""
+    """epoch of the stage at which the weights are clustered; default half of the stage"""
     reassign_every: int = 0
-    """steps between two assignments of the weights to the nearest value; 0: clusters stay as they are made"""
+    """steps between reassignments of the weights to the nearest value; 0: assignments are fixed"""
     scale: Literal["mean", "sum"] = "mean"
-    """a value moves by the mean, or as in the paper by the sum, of what the optimizer would move its members"""
+    """update of a shared value: the mean, or as in the paper the sum, of the optimizer's updates of its members"""
 
     def __post_init__(self) -> None:
         for option in ("values", "biases"):
@@ -33,7 +33,7 @@ class ClusterOptions:
             for layer, count in (given if isinstance(given, dict) else {"": given}).items():
                 if count < 0:
                     raise UsageError(
-                        f"{option} {f'{layer} ' if layer else ''}{count}: expected 1 or more, or 0 for any"
+                        f"{option} {f'{layer} ' if layer else ''}{count}: expected 1 or more, or 0 for no limit"
                     )
         if self.begin is not None and self.begin < 0:
             raise UsageError(f"begin {self.begin:g}: expected an epoch, 0 or more")
@@ -41,9 +41,9 @@ class ClusterOptions:
             raise UsageError(f"reassign_every {self.reassign_every}: expected 1 step or more, or 0 for never")
 
     def check_stage(self, epochs: int) -> None:
-        """Raise UsageError for a begin that a stage of so many epochs does not reach."""
+        """Raise UsageError if begin lies outside a stage of `epochs` epochs."""
         if self.begin is not None and self.begin >= epochs:
             raise UsageError(
                 f"cluster.begin {self.begin:g}: expected less than the {epochs} epochs of the stage; "
-                "cluster.values 0 leaves a stage out"
+                "cluster.values 0 skips a stage"
             )

@@ -1,4 +1,4 @@
-"""The plugin: when clusters are made, and that their members share one value after every step."""
+"""The plugin: clusters the weights and updates the shared values after every step."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Cluster(ClusterOptions):
-    """Let the weights of a layer share few values, and train these values."""
+    """Weight clustering: the weights of a layer share few values, which are trained."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.codebooks: dict[str, Codebook] = {}  # by parameter: fc1.weight
-        self.begun_at: int | None = None  # the step at which this stage's clusters were made
+        self.codebooks: dict[str, Codebook] = {}  # by parameter name, for example fc1.weight
+        self.begun_at: int | None = None  # step at which this stage clustered its weights
 
     @hookimpl
     def on_check(self, options: StageOptions, model: nn.Module | None) -> str:
@@ -41,7 +41,7 @@ class Cluster(ClusterOptions):
 
     @hookimpl
     def on_init(self, trainer: Trainer) -> None:
-        """Codebooks of the stage before last until this stage makes its own; layers that it leaves out are free."""
+        """Keep the previous stage's codebooks of the layers that this stage targets, until it makes its own."""
         targets = self.targets(trainer.model)
         if targets:
             self.check_stage(trainer.options.epochs)
@@ -82,19 +82,19 @@ class Cluster(ClusterOptions):
 
     @hookimpl
     def on_export(self, trainer: Trainer, artifact: Artifact) -> None:
-        """Check that there are no more values than were asked for."""
+        """Check the number of distinct values. Raises MakeweightError if it exceeds the target."""
         from .codebook import distinct
 
         for name, most in {} if artifact.trial else self.targets(trainer.model).items():
             found = distinct(artifact.tensors[name])
             if found > most:
                 raise MakeweightError(
-                    f"{name} has {found} distinct values where {most} were asked for: "
-                    "values were changed after each step, or training stopped before cluster.begin"
+                    f"{name} has {found} distinct values, expected at most {most}: "
+                    "clustered weights were changed, or training stopped before cluster.begin"
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """The codebooks, and when this stage's were made."""
+        """The codebooks, and the step at which this stage made them."""
         return {"codebooks": {name: vars(book) for name, book in self.codebooks.items()}, "begun_at": self.begun_at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ class Cluster(ClusterOptions):
         self.begun_at = None if never else checked_count(state, "begun_at")
 
     def targets(self, model: nn.Module) -> dict[str, int]:
-        """The number of values asked for, by parameter. Raises UsageError for a glob that matches no layer."""
+        """Target number of values by parameter name. Raises UsageError for a glob that matches no layer."""
         from makeweight.plugin import by_glob, layers, weight_name
 
         weights = {weight_name(name): count for name, count in by_glob(model, self.values, self.layers).items()}
@@ -125,7 +125,7 @@ class Cluster(ClusterOptions):
         return (step + 1 - self.begun_at) % self.reassign_every == 0
 
     def _make(self, trainer: Trainer) -> None:
-        """Cluster the weights as they are now; the first process decides."""
+        """Cluster the current weights; all processes use the weights of the first."""
         from .codebook import make_codebook, project
 
         generator = trainer.generator("cluster")
@@ -140,7 +140,7 @@ class Cluster(ClusterOptions):
 
 
 def _weight(trainer: Trainer, name: str) -> Tensor:
-    """The values that the optimizer updates under a parameter's name."""
+    """The tensor that the optimizer updates for this parameter (behind any parametrization)."""
     from makeweight.plugin import parameter
 
     return parameter(trainer.model, name).data
@@ -154,9 +154,9 @@ def _weight_or_none(trainer: Trainer, name: str) -> Tensor | None:
 
 
 def _carried(trainer: Trainer, name: str, book: Codebook) -> Codebook | None:
-    """A codebook on the device, brought to the shape that its parameter has now; None where a new structure has none.
+    """The codebook on the device, carried over to the parameter's present shape; None if a new structure dropped it.
 
-    Raises MakeweightError for one of a checkpoint that does not fit the model.
+    Raises MakeweightError if a checkpoint's codebook does not fit the model.
     """
     from .codebook import fits, from_labels, labels_of
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from makeweight import LoopOptions, MakeweightError, Trainer, UsageError
-from makeweight.models import LeNet300
+from makeweight.models.lenets import LeNet300
 from makeweight_cluster import Cluster
 from makeweight_prune import Prune
 from tests.helpers import run_stages
@@ -21,17 +21,18 @@ def trainer(*plugins: object, epochs: int = 4, **settings: Any) -> Trainer:
 
 
 def counts(run: Trainer) -> dict[str, int]:
-    """The distinct values of each parameter, zero apart."""
+    """Number of distinct nonzero values by parameter name."""
     return {name: len(each[each != 0].unique()) for name, each in run.model.named_parameters()}
 
 
 def watched(run: Trainer) -> list[dict[str, torch.Tensor]]:
-    """The parameters at each step's forward, filled while the run goes."""
+    """A list that the run fills: the parameters at every step's forward pass."""
     seen: list[dict[str, torch.Tensor]] = []
 
     def look(batch: Any, output: Any) -> torch.Tensor:  # a loss term sees the weights of every step
         seen.append({name: each.detach().clone() for name, each in run.model.named_parameters()})
-        return output.sum() * 0
+        result: torch.Tensor = output.sum() * 0
+        return result
 
     run.losses["look"] = look
     return seen
@@ -39,7 +40,7 @@ def watched(run: Trainer) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("initialisation", ["linear", "random", "density"])
 @pytest.mark.parametrize("reassign_every", [0, 3])
-def test_there_are_as_many_values_as_asked_for(initialisation: Any, reassign_every: int) -> None:
+def test_layers_have_at_most_the_target_number_of_values(initialisation: Any, reassign_every: int) -> None:
     run = trainer(Cluster(values=6, biases=3, initialisation=initialisation, reassign_every=reassign_every))
     metrics = run.fit()
     found = counts(run)
@@ -64,7 +65,7 @@ def test_values_are_shared_from_begin_on_and_trained() -> None:
     assert [len(each["fc1.weight"].unique()) <= 5 for each in seen] == [False] * 20 + [True] * 20
     first, last = seen[20]["fc1.weight"], seen[-1]["fc1.weight"]
     assert not torch.equal(first, last)
-    for value in first.unique():  # who shares a value goes on sharing it
+    for value in first.unique():  # weights that share a value keep sharing it
         assert len(last[first == value].unique()) == 1
 
 
@@ -112,7 +113,7 @@ def test_values_are_shared_by_the_weight_behind_a_parametrization() -> None:
     assert counts(run)["fc1.parametrizations.weight.original"] == 4
 
 
-def test_a_stage_may_leave_it_out_refine_it_or_keep_its_clusters() -> None:
+def test_a_stage_may_skip_clustering_refine_it_or_keep_its_clusters() -> None:
     first = trainer()
     seen: list[dict[str, torch.Tensor]] = []
     options: list[dict[str, Any]] = [{"values": 0}, {"values": 8, "begin": 0}, {"values": {"fc1": 8, "fc2": 3}}]
@@ -131,16 +132,16 @@ def test_a_stage_may_leave_it_out_refine_it_or_keep_its_clusters() -> None:
 
 
 def groups(weight: torch.Tensor) -> torch.Tensor:
-    """[n, n] who shares a value with whom, of the first weights."""
+    """[n, n] bool: which of the first n weights have equal values."""
     flat = weight.flatten()[:500]
     return flat[:, None] == flat
 
 
-def test_values_that_were_changed_are_an_error_at_export(tmp_path: Any) -> None:
+def test_changed_values_are_an_error_at_export(tmp_path: Any) -> None:
     run = trainer(Cluster(values=4))
     run.fit()
     run.model.fc2.weight.data[0, :3] = torch.tensor([5.0, 6.0, 7.0])  # type: ignore[union-attr,operator]
-    with pytest.raises(MakeweightError, match=r"fc2\.weight has [567] distinct values where 4 were asked for"):
+    with pytest.raises(MakeweightError, match=r"fc2\.weight has [567] distinct values, expected at most 4"):
         run.export(tmp_path / "model.safetensors")
 
 
@@ -155,14 +156,14 @@ def test_training_that_stopped_before_begin_is_an_error_at_export(tmp_path: Any)
 
     run = trainer(Cluster(values=4, begin=3), Stop())
     run.fit()
-    with pytest.raises(MakeweightError, match="distinct values where 4 were asked for"):
+    with pytest.raises(MakeweightError, match="distinct values, expected at most 4"):
         run.export(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"values": -1}, "values -1: expected 1 or more, or 0 for any"),
+        ({"values": -1}, "values -1: expected 1 or more, or 0 for no limit"),
         ({"values": {"fc1": -2}}, "values fc1 -2: expected 1 or more"),
         ({"biases": -1}, "biases -1: expected 1 or more"),
         ({"begin": -1}, "begin -1: expected an epoch"),
@@ -179,7 +180,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
     [
         ({"layers": "nope*"}, "no layer matches 'nope\\*': choose from fc1, fc2, fc3"),
         ({"values": {"fc": 5}}, "no layer matches 'fc': did you mean"),
-        ({"begin": 4}, "cluster.begin 4: expected less than the 4 epochs of the stage; cluster.values 0 leaves"),
+        ({"begin": 4}, "cluster.begin 4: expected less than the 4 epochs of the stage; cluster.values 0 skips a stage"),
     ],
 )
 def test_options_that_do_not_fit_the_run_are_refused_before_it(options: dict[str, Any], message: str) -> None:
@@ -187,5 +188,5 @@ def test_options_that_do_not_fit_the_run_are_refused_before_it(options: dict[str
         trainer(Cluster(**options)).set_up()
 
 
-def test_a_begin_out_of_reach_does_not_matter_to_a_stage_that_is_left_out() -> None:
+def test_a_begin_out_of_reach_does_not_matter_to_a_skipped_stage() -> None:
     assert "no layer" in (trainer(Cluster(values=0, begin=9)).check()["cluster"] or "")

@@ -22,12 +22,12 @@ class TestReassigned(PluginConformance):
 
 
 def test_prune_kd_cluster_and_huffman_keep_their_promises_together(tmp_path: Path) -> None:
-    """The sparsity after everything, at most k values, the file read back equal; in two processes too."""
+    """The export has the target sparsity and at most k values, and reads back equal; in two processes too."""
     plugins = ["--plugins", "prune,kd,cluster,huffman", *TWO_BATCHES, "--epochs", "4", "--cluster.values", "6"]
     options = ["--prune.sparsity", "0.9", "--prune.end", "3", "--prune.every", "1", "--cluster.biases", "3"]
     for processes in (1, 2):
         out = tmp_path / f"run{processes}"
-        # Clusters are made while the masks are still revised.
+        # Weights are clustered while the masks still change.
         run_trainer([*plugins, *options, "--cluster.begin", "1", "--out", str(out)], tmp_path, processes)
         summary = json.loads((out / "summary.json").read_text())
         tensors = load_tensors(out / "model.safetensors")
@@ -36,6 +36,8 @@ def test_prune_kd_cluster_and_huffman_keep_their_promises_together(tmp_path: Pat
             assert len(tensor[tensor != 0].unique()) <= (6 if weight else 3)
             assert not weight or int((tensor == 0).sum()) >= round(0.9 * tensor.numel())
         assert summary["export"]["accuracy"] == summary["accuracy"]
-        assert summary["export"]["loss"] == pytest.approx(summary["loss"], rel=1e-6)  # two processes add up in parts
+        assert summary["export"]["loss"] == pytest.approx(
+            summary["loss"], rel=1e-6
+        )  # two processes sum in another order
         assert summary["processes"] == processes
         assert torch.isfinite(tensors["fc1.weight"]).all()

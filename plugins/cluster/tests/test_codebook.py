@@ -14,7 +14,7 @@ def sparse(rows: int, columns: int, density: float = 0.3) -> torch.Tensor:
 
 
 def losses(weight: torch.Tensor, step: int) -> torch.Tensor:
-    """Some loss that is not the same at each step."""
+    """A loss with other data at every step."""
     generator = torch.Generator().manual_seed(step)
     x, y = torch.randn(20, weight.shape[1], generator=generator), torch.randn(20, weight.shape[0], generator=generator)
     return ((x @ weight.T).tanh() - y).square().mean()
@@ -30,9 +30,9 @@ def losses(weight: torch.Tensor, step: int) -> torch.Tensor:
     ],
 )
 def test_the_sum_is_sgd_on_an_explicit_codebook_with_summed_gradients(settings: dict[str, Any]) -> None:
-    """Han et al. 2016, section 3.3: ∂L/∂C_k = Σ_ij ∂L/∂W_ij 1(I_ij = k), left to autograd by the reference.
+    """Han et al. 2016, section 3.3: ∂L/∂C_k = Σ_ij ∂L/∂W_ij 1(I_ij = k), which autograd computes in the reference.
 
-    A decay of every weight is one of the centroid for each of its members.
+    Weight decay of every member decays the centroid once for each member.
     """
     weight = torch.nn.Parameter(sparse(8, 12))
     book = make_codebook(weight, 5)
@@ -58,7 +58,7 @@ def test_the_sum_is_sgd_on_an_explicit_codebook_with_summed_gradients(settings: 
     assert distinct(weight) == 5
 
 
-def test_the_mean_is_the_nearest_tensor_of_shared_values_to_what_the_optimizer_made() -> None:
+def test_the_mean_gives_the_nearest_clustered_tensor_to_the_optimizers() -> None:
     weight = sparse(10, 10)
     book = make_codebook(weight, 4)
     project(weight, book)
@@ -84,7 +84,7 @@ def test_clusters_are_the_surviving_weights_around_their_nearest_value() -> None
 
 
 @pytest.mark.parametrize("count", [3, 4, 9])
-def test_no_more_values_than_asked_for_are_kept_as_they_are(count: int) -> None:
+def test_a_tensor_with_few_values_keeps_them(count: int) -> None:
     weight = torch.tensor([[0.0, 1.0, -3.0], [1.0, 1.000001, 0.0]])
     clustered = weight.clone()
     project(clustered, make_codebook(weight, count))
@@ -94,13 +94,13 @@ def test_no_more_values_than_asked_for_are_kept_as_they_are(count: int) -> None:
 def test_a_tensor_of_zeros_has_an_empty_codebook() -> None:
     weight = torch.zeros(3, 3)
     book = make_codebook(weight, 4)
-    weight += 1  # an optimizer that knows of no mask
+    weight += 1  # an optimizer step that ignores the zeros
     follow(weight, book, alive(torch.zeros(3, 3), book), "mean")
     assert not weight.any()
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_what_others_set_to_zero_stays_zero_and_moves_nothing(before: bool) -> None:
+def test_weights_pruned_by_others_stay_zero_and_move_no_centroid(before: bool) -> None:
     weight = torch.tensor([1.0, 1.0, 1.0, -2.0, 0.0])
     book = make_codebook(weight, 2)
     if before:
@@ -113,7 +113,7 @@ def test_what_others_set_to_zero_stays_zero_and_moves_nothing(before: bool) -> N
     assert weight.tolist() == pytest.approx([0, 1.6, 1.6, -1.9, 0])
 
 
-def test_members_change_their_cluster_by_where_they_would_be_alone() -> None:
+def test_members_change_clusters_by_their_latent_values() -> None:
     weight = torch.tensor([1.0, 1.0, 2.0, 2.0, 0.0])
     book = make_codebook(weight, 2, keep_latent=True)
     for _ in range(4):

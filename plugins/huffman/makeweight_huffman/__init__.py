@@ -1,4 +1,4 @@
-"""Huffman-coded exports for makeweight."""
+"""Lossless Huffman coding of exports for makeweight."""
 
 from .plugin import Huffman
 

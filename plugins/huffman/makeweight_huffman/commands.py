@@ -1,4 +1,4 @@
-"""The verbs `pack` and `unpack`: the codec for any safetensors file, without training and tensor by tensor."""
+"""The verbs `pack` and `unpack`: compress any safetensors file without loss, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SUFFIX = ".huffman.safetensors"
 
 
 class Pack:
-    """Code any safetensors file without loss; 'trainer unpack' and makeweight.load_tensors give its tensors back."""
+    """Compress any safetensors file without loss; 'trainer unpack' and makeweight.load_tensors restore its tensors."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("file", type=Path, help="a safetensors file, of makeweight or of anyone")
-        parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"<file>{SUFFIX} unless given")
+        parser.add_argument("file", type=Path, help="any safetensors file")
+        parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"default <file>{SUFFIX}")
         add_threads(parser)
 
     def run(self, arguments: argparse.Namespace) -> None:
@@ -32,11 +32,11 @@ class Pack:
 
 
 class Unpack:
-    """Write the tensors of a packed file as an ordinary safetensors file, for people without makeweight."""
+    """Write the tensors of a packed file to an ordinary safetensors file, which needs no makeweight."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("file", type=Path, help="a packed file, or any export of makeweight")
-        parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="<file>.dense.safetensors unless given")
+        parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default <file>.dense.safetensors")
         add_threads(parser)
         add_limit(parser)
 
@@ -51,7 +51,7 @@ class Unpack:
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="that code a large tensor's blocks; all cores' unless given"
+        "--threads", type=int, metavar="N", help="threads for the blocks of large tensors; default all cores"
     )
 
 
@@ -66,12 +66,12 @@ def _threads(arguments: argparse.Namespace) -> int:
 def _target(arguments: argparse.Namespace, suffix: str) -> Path:
     if arguments.output is not None:
         if arguments.output.exists() and arguments.output.samefile(arguments.file):
-            raise UsageError(f"-o {arguments.output}: expected another file than the one that is read")
+            raise UsageError(f"-o {arguments.output}: expected a file other than the input")
         return Path(arguments.output)
     stem = arguments.file.name.removesuffix(".safetensors").removesuffix(".huffman")
     target: Path = arguments.file.with_name(stem + suffix)
     if target.exists():
-        raise UsageError(f"{target} exists: name another with -o")
+        raise UsageError(f"{target} exists: name another file with -o")
     return target
 
 
@@ -79,4 +79,4 @@ def _say(source: Path, target: Path) -> None:
     from makeweight.plugin import console
 
     before, after = source.stat().st_size, target.stat().st_size
-    console().print(f"{source} {before:,} bytes -> {target} {after:,} bytes, {after / before:.4f} of it")
+    console().print(f"{source} {before:,} bytes -> {target} {after:,} bytes, {after / before:.4f} of the size")

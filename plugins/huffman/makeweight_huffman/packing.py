@@ -1,4 +1,4 @@
-"""Files packed and unpacked: at most one tensor is in memory, and of a coded one a few blocks."""
+"""Packing and unpacking of files. At most one tensor is in memory; of a coded tensor only a few blocks."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from .codec.writer import BlobWriter
 from .progress import bar
 from .tensors import BLOB, located_in
 
-Part = tuple[Layout, Iterator[NDArray[np.uint8]]]  # a tensor, and its bytes in pieces
+Part = tuple[Layout, Iterator[NDArray[np.uint8]]]  # layout of a tensor, and its bytes in pieces
 
 
 def pack(source: Path, target: Path, threads: int = 1) -> None:
-    """Code the tensors of any safetensors file; what it says of itself is kept.
+    """Compress the tensors of any safetensors file; its metadata is kept.
 
-    Raises MakeweightError where the file is damaged, packed already, or cannot be written.
+    Raises MakeweightError if the file is damaged or already packed, or if the target cannot be written.
     """
     tensors, described = read_header(FileBytes(source))
     artifact = Artifact({})
     if is_export(source):
         artifact = read(source)
         if "huffman" in artifact.metadata:
-            raise MakeweightError(f"{source} is packed already")
+            raise MakeweightError(f"{source} is already packed")
         artifact.metadata["huffman"] = {}
     else:
         artifact.metadata["huffman"] = {"metadata": described} if described else {}
@@ -58,10 +58,11 @@ def pack(source: Path, target: Path, threads: int = 1) -> None:
 
 
 def unpack(source: Path, target: Path, threads: int = 1, limit: int | None = None) -> None:
-    """Write an export as an ordinary safetensors file, with the metadata that it had before `pack`.
+    """Write the tensors of an export to an ordinary safetensors file, with the metadata from before `pack`.
 
-    `limit`: bytes that its tensors may take, 1 GiB or 64 times the file's size unless given. Raises MakeweightError
-    where it is no export, is damaged, promises more, or cannot be written.
+    `limit`: largest total size of the tensors in bytes; default the larger of 1 GiB and 64 times the file's size.
+    Raises MakeweightError if the file is not an export, is damaged, or exceeds the limit, or if the target cannot be
+    written.
     """
     artifact = read(source, limit)
     metadata = _metadata_before(artifact, source)
@@ -69,7 +70,7 @@ def unpack(source: Path, target: Path, threads: int = 1, limit: int | None = Non
         with blamed_on(source):
             blob, located = located_in(artifact.tensors, artifact.limit)
         parts = [_decoded(each, blob, threads) for each in located]
-    else:  # other plugins have their say, and they take whole tensors
+    else:  # other plugins decode too, and they need whole tensors
         parts = [
             (layout_of(name, tensor), iter([bytes_of(tensor)]))
             for name, tensor in decode(artifact, source).tensors.items()
@@ -87,7 +88,7 @@ def _decoded(located: Located, blob: Source, threads: int) -> Part:
 
 
 def _aligned(parts: list[Part]) -> list[Part]:
-    """The tensors in their order, or the widest elements first where some would not lie at multiples of their size."""
+    """The tensors in their order, or sorted by element size if the order would misalign a tensor's elements."""
     at = 0
     for (_, dtype, _, size), _ in parts:
         if 8 * at % LAYOUTS[dtype].word:
@@ -108,5 +109,5 @@ def _metadata_before(artifact: Artifact, source: Path) -> dict[str, str]:
     record = artifact.metadata.get("huffman", {})
     metadata = record.get("metadata", {}) if isinstance(record, dict) else {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise MakeweightError(f"{source}: its record of metadata is no table of text")
+        raise MakeweightError(f"{source}: its metadata record is damaged: expected a table of text")
     return metadata

@@ -1,4 +1,4 @@
-"""The plugin: at export all tensors become one coded blob, and at load they come back bit for bit."""
+"""The plugin: an export writes all tensors as one coded blob; loading restores them bit for bit."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Huffman:
-    """Code the export without loss: sparse positions, distinct values and exponents by Huffman codes."""
+    """Lossless coding of the export: Huffman codes for values and exponents, Golomb codes for sparse positions."""
 
-    codec: ClassVar[bool] = True  # comes last: others work on the tensors by name
+    codec: ClassVar[bool] = True  # must come last: other plugins need the tensors by name
 
     @hookimpl
     def on_check(self) -> str:

@@ -1,4 +1,4 @@
-"""A bar on a terminal; no word elsewhere."""
+"""A progress bar on a terminal; silent elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from makeweight.plugin import console
 
 @contextmanager
 def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of `total` bytes while something is done; what is entered is called with the bytes that came."""
+    """Show a bar of `total` bytes; yields a function to call with the number of bytes just processed."""
     target = console()
     if not target.is_terminal:
         yield lambda count: None

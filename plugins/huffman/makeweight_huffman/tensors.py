@@ -1,4 +1,4 @@
-"""Between torch's tensors and the codec's bytes."""
+"""Conversion between torch tensors and the codec's bytes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .codec.tensor import Located, decode_elements
 from .codec.writer import BlobWriter
 
 BLOB = "huffman"
-"""the name of the one tensor in a coded file"""
+"""name of the only tensor in a coded file"""
 
 
 def encode_tensors(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """All tensors in one blob, uint8 [bytes]. Raises MakeweightError for a dtype that safetensors has not."""
+    """Encode all tensors as one blob, uint8 [bytes]. Raises MakeweightError for a dtype that safetensors lacks."""
     writer = BlobWriter()
     for name, tensor in tensors.items():
         _, dtype, shape, _ = layout_of(name, tensor)
@@ -31,42 +31,42 @@ def encode_tensors(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def decode_tensors(blob: Source, located: Sequence[Located]) -> LazyTensors:
-    """What `encode_tensors` was given, bit for bit; each tensor is decoded when it is asked for.
+    """Inverse of `encode_tensors`, bit for bit. Each tensor is decoded on access.
 
-    Raises FormatError then for a blob that is not as it was written.
+    Access raises FormatError if the blob is damaged.
     """
     return LazyTensors({each.tensor.name: Coded(each, blob) for each in located})
 
 
 @dataclass(frozen=True)
 class Coded:
-    """A tensor in a blob."""
+    """One coded tensor of a blob."""
 
     located: Located
     blob: Source
 
     def tensor(self) -> torch.Tensor:
-        """The tensor, decoded."""
-        what = self.located.tensor
-        if what.dtype not in DTYPES:
-            raise MakeweightError(f"huffman: {what.name!r} is of dtype {what.dtype}, which torch has not")
-        data = np.empty(what.num_bytes, np.uint8)
+        """Decode the tensor. Raises FormatError for a damaged blob, MakeweightError for a dtype that torch lacks."""
+        entry = self.located.tensor
+        if entry.dtype not in DTYPES:
+            raise MakeweightError(f"huffman: {entry.name!r} has dtype {entry.dtype}, which torch does not support")
+        data = np.empty(entry.num_bytes, np.uint8)
         decode_elements(self.located, self.blob, data)
-        dtype = DTYPES[what.dtype]
+        dtype = DTYPES[entry.dtype]
         flat = torch.from_numpy(data).view(dtype) if data.size else torch.empty(0, dtype=dtype)
-        return flat.reshape(what.shape)
+        return flat.reshape(entry.shape)
 
 
 def coded_sizes(located: Sequence[Located]) -> dict[str, int]:
-    """The bytes that each tensor takes in a blob, without its name and shape."""
+    """Coded size of each tensor in bytes, without its name and shape."""
     return {each.tensor.name: each.end - each.begin for each in located}
 
 
 def located_in(tensors: Mapping[str, torch.Tensor], limit: int | None = None) -> tuple[Source, list[Located]]:
-    """The blob of a coded file, read in parts if it lies in a file, and where in it each tensor is.
+    """The blob of a coded file (read on access if it lies in a file), and the location of each tensor in it.
 
-    `limit`: bytes that the decoded tensors may take. Raises MakeweightError unless the blob is there, alone, a vector
-    of bytes, and says what its tensors are.
+    `limit`: largest total size of the decoded tensors, in bytes. Raises MakeweightError unless the file holds one
+    tensor, the blob, which is a vector of bytes with valid entries within the limit.
     """
     source = tensors.sources.get(BLOB) if isinstance(tensors, LazyTensors) else tensors.get(BLOB)
     blob: Source | None = None
@@ -75,7 +75,7 @@ def located_in(tensors: Mapping[str, torch.Tensor], limit: int | None = None) ->
     if isinstance(source, torch.Tensor) and source.dtype == torch.uint8 and source.ndim == 1:
         blob = source_of(source.numpy())
     if blob is None or len(tensors) != 1:
-        raise MakeweightError("huffman: expected one tensor 'huffman' of bytes in the file")
+        raise MakeweightError("huffman: expected a file with one tensor 'huffman' of bytes")
     if len(blob) > 1:
         check_names(read_varint(blob, 1)[0])
     located = locate_all(blob)
@@ -83,7 +83,7 @@ def located_in(tensors: Mapping[str, torch.Tensor], limit: int | None = None) ->
     decoded = sum(each.tensor.num_bytes for each in located)
     if limit is not None and decoded > limit:
         raise MakeweightError(
-            f"huffman: its tensors take {decoded:,} bytes decoded, more than the {limit:,} allowed: "
-            f"--max-bytes {decoded} of inspect, evaluate and unpack, or limit={decoded} of makeweight.load, allows them"
+            f"huffman: its tensors take {decoded:,} bytes decoded, expected at most {limit:,}: "
+            f"allow them with --max-bytes {decoded} (inspect, evaluate, unpack) or limit={decoded} (makeweight.load)"
         )
     return blob, located

@@ -1,7 +1,7 @@
 """A million mutations of blobs and of whole files: python -m plugins.huffman.tests.fuzz_codec [ROUNDS [SEED]].
 
-A tenth of the rounds are said as they are done. It ends with an error at the first mutation that is taken otherwise
-than it should; its seed and number find it again.
+Prints progress after every tenth. Stops with an error at the first mutation that is handled wrongly; the seed and the
+number of the mutation reproduce it.
 """
 
 from __future__ import annotations

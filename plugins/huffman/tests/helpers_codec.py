@@ -1,4 +1,4 @@
-"""What the codec's tests share: tensors of all sorts, and the two coded networks."""
+"""Tensors of many kinds, and the two coded networks, for the codec's tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAXIMA = {8: 0xFF, 16: 0xFFFF, 32: 0xFFFF_FFFF, 64: 0xFFFF_FFFF_FFFF_FFFF}
 
 
 def random_words(seed: int, size: int, width: int, kind: str, density: float) -> NDArray[np.uint8]:
-    """Bytes of `size` words: few distinct values, floats-like, uniform or constant ones, thinned out to `density`."""
+    """Bytes of `size` words of a kind (few, floats, uniform, constant), of which `density` differ from a background."""
     random = np.random.default_rng(seed)
     dtype = np.dtype(f"<u{width // 8}")
     if kind == "few":
@@ -40,21 +40,21 @@ def random_words(seed: int, size: int, width: int, kind: str, density: float) ->
 
 
 def random_entry(seed: int, name: str, dtype: str, shape: tuple[int, ...], kind: str, density: float) -> Entry:
-    """A tensor for encode."""
+    """A random tensor for encode."""
     layout = LAYOUTS[dtype]
     size = int(np.prod(shape, dtype=np.int64)) * layout.element // layout.word
     return name, dtype, shape, random_words(seed, size, layout.word, kind, density)
 
 
 def assert_equal(decoded: list[Entry], entries: list[Entry]) -> None:
-    """Names, dtypes, shapes and all bits are the same."""
+    """Assert equal names, dtypes, shapes and bits."""
     assert [entry[:3] for entry in decoded] == [entry[:3] for entry in entries]
     for (name, _, _, got), (_, _, _, expected) in zip(decoded, entries, strict=True):
         assert np.array_equal(got, expected), name
 
 
 def coded_network(name: str) -> list[Entry]:
-    """The tensors of one of the two networks of the data directory; the test is skipped where there is none."""
+    """The tensors of a network in the data directory; skips the test if it is missing."""
     path = Path(os.environ.get("MAKEWEIGHT_DATA", "data")) / "coded" / f"{name}.safetensors"
     if not path.exists():
         pytest.skip(f"{path} is missing; MAKEWEIGHT_DATA should name the data directory")
@@ -62,7 +62,7 @@ def coded_network(name: str) -> list[Entry]:
 
 
 def read_safetensors(file: bytes) -> list[Entry]:
-    """The tensors of a safetensors file, by name."""
+    """The tensors of a safetensors file, sorted by name."""
     begin = 8 + int.from_bytes(file[:8], "little")
     header = json.loads(file[8:begin])
     data = np.frombuffer(file, np.uint8)[begin:]

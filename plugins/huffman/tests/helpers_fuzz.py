@@ -1,4 +1,4 @@
-"""Mutations of blobs and of whole files, and what is mutated."""
+"""Mutations of blobs and of whole files, and the blobs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from makeweight_huffman.codec.container import encode
 
 from .helpers_codec import random_entry
 
-SECONDS = 30.0  # for one of them, at most: numba may have to compile kernels for a width that comes for the first time
-MEMORY = 256 << 20  # bytes beyond what a blob may decode to, the compiler's included
+SECONDS = 30.0  # limit for one mutation: numba may have to compile kernels for a new width
+MEMORY = 256 << 20  # bytes beyond the decoded blob, including the compiler's
 TOKENS = ["{", "}", "[", "]", '"', ",", ":", "-1", "1e999", "null", "18446744073709551616", "9" * 5000, "[" * 2000, " ",
           '"__metadata__":{},', '"huffman"', '"F32"', '"F4"', "[0,0]", "\\ud800", "\u00e9", "\0"]  # fmt: skip
 
 
 def mutations(blob: bytes, rounds: int, random: np.random.Generator) -> Iterator[bytes]:
-    """Bit flips, truncations, splices, and edits of the first bytes, where the headers are."""
+    """Bit flips, truncations, splices, and edits of the first bytes, which hold the headers."""
     for number in range(rounds):
         mutation = bytearray(blob)
         place, other = random.integers(0, len(blob), 2).tolist()
@@ -54,7 +54,7 @@ def small_blobs() -> list[bytes]:
 
 
 def file_mutations(content: bytes, rounds: int, random: np.random.Generator) -> Iterator[bytes]:
-    """The same of a safetensors file; and edits of its header, with the length before it as it was or put right."""
+    """`mutations` of a safetensors file, and edits of its header, with the old or the corrected header length."""
     length = 8 + int.from_bytes(content[:8], "little")
     anywhere = mutations(content, rounds, random)
     for number in range(rounds):

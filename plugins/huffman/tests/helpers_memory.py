@@ -1,4 +1,4 @@
-"""How much memory something takes, as the system counts it."""
+"""Measurement of memory, as counted by the system."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 @contextmanager
 def peak_memory() -> Iterator[Callable[[], int]]:
-    """What is entered tells the bytes that this process has held at most since then, beyond what it held then."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    """Yields a function that returns the peak memory of this process since now, in bytes above the present use."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     yield lambda: resident("VmHWM") - before
 
 
 def resident(kind: str) -> int:
-    """Bytes in memory: VmRSS, now; VmHWM, at most."""
+    """Resident memory in bytes: VmRSS now, VmHWM at the peak."""
     found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found, f"the system tells no {kind}"
+    assert found, f"/proc/self/status has no {kind}"
     return 1024 * int(found[1])

@@ -1,4 +1,4 @@
-"""The plain reader reads each small blob that a test writes, and must give the same bits."""
+"""A check of every small blob that a test writes: the plain reader must decode the same bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from makeweight_huffman.codec.writer import BlobWriter
 
 from . import plain_reader
 
-MOST_ELEMENTS = 100_000  # of a blob that is checked: the plain reader takes up to half a second for these
+MOST_ELEMENTS = 100_000  # of a checked blob; the plain reader takes up to half a second for them
 
 
 @pytest.fixture(autouse=True, scope="module")

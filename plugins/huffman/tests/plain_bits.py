@@ -1,4 +1,4 @@
-"""Bits, numbers and codes of FORMAT.md, read one at a time; no code is shared with the codec."""
+"""Bits, numbers and codes of FORMAT.md, read one at a time. Shares no code with the codec."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def require(holds: bool, otherwise: str) -> None:
 
 
 class Bits:
-    """Bytes from the first to the last, and bits from the lowest of each byte up."""
+    """Reads bytes in order, and bits from the lowest of each byte up."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -35,7 +35,7 @@ class Bits:
         return whole >> (begin & 7) & (1 << width) - 1
 
     def ones(self) -> int:
-        """How many ones come before the next zero."""
+        """Number of ones before the next zero."""
         count = 0
         while self.bit():
             count += 1
@@ -64,16 +64,16 @@ class Bits:
     def golomb(self, divisor: int) -> int:
         """A Golomb code, its remainder in truncated binary."""
         quotient = self.ones()
-        width = (divisor - 1).bit_length()  # of the longer remainders: the logarithm, rounded up
-        short = (1 << width) - divisor  # so many remainders take a bit less
+        width = (divisor - 1).bit_length()  # of the longer remainders: ceil(log2(divisor))
+        short = (1 << width) - divisor  # number of remainders that are one bit shorter
         remainder = self.number(max(width - 1, 0))
         if width and remainder >= short:
             remainder = 2 * remainder + self.bit() - short
         return quotient * divisor + remainder
 
     def align(self) -> None:
-        """Go on to the next byte."""
-        require(self.number(-self.place % 8) == 0, "bits that fill up a byte are not zero")
+        """Skip to the next byte; the skipped bits must be zero."""
+        require(self.number(-self.place % 8) == 0, "padding bits are not zero")
 
     def take(self, size: int) -> bytes:
         """The next `size` bytes."""
@@ -91,11 +91,11 @@ class Bits:
             shift += 7
             if byte < 0x80:
                 break
-        require(byte > 0 or shift == 7, "a varint is longer than it need be")
+        require(byte > 0 or shift == 7, "a varint is not in its shortest form")
         require(value < 1 << 63, "a varint is too large")
         return value
 
     def end(self) -> None:
-        """Nothing is left."""
+        """Require that all bytes are used."""
         self.align()
-        require(self.place == 8 * len(self.data), "bytes are left over")
+        require(self.place == 8 * len(self.data), "bytes are unused")

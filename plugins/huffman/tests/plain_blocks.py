@@ -1,15 +1,15 @@
-"""A block of words, read as FORMAT.md has it."""
+"""Decoding of a block, as specified by FORMAT.md."""
 
 from __future__ import annotations
 
 from .plain_bits import Bits, require
 from .plain_header import Background, Classes, Code, Field, Header
 
-ONE = (1 << 24) - 1  # the estimate that every word is another than the background
+ONE = (1 << 24) - 1  # density estimate 1: no word is the background
 
 
 def read_block(bits: Bits, header: Header, count: int, columns: int) -> list[int]:
-    """The words of a block: `count` of them, the background's in their places."""
+    """The `count` words of a block, background included."""
     others = read_positions(bits, header.background, count, columns) if header.background else [True] * count
     bits.align()
     values = [0] * sum(others)
@@ -29,12 +29,12 @@ def read_block(bits: Bits, header: Header, count: int, columns: int) -> list[int
 def to_word(header: Header, value: int) -> int:
     if header.codebook is None:
         return value
-    require(value < len(header.codebook), "no number of the codebook")
+    require(value < len(header.codebook), "an index exceeds the codebook")
     return header.codebook[value] << header.zero_bits
 
 
 def read_field(bits: Bits, field: Field, count: int) -> list[int]:
-    """A field of all words but the background, without three codes."""
+    """Values of a field, for the `count` words that are not background; without three codes."""
     if field.alphabet is None:
         return [bits.number(field.width) for _ in range(count)]
     if not field.codes:
@@ -63,7 +63,7 @@ def read_symbol(bits: Bits, field: Field, code: Code) -> int:
 
 
 class ThreeCodes:
-    """The one field of the words, its code chosen by the signs of two words before."""
+    """The only field of the words, with a code selected by the signs of two earlier words."""
 
     def __init__(self, header: Header, field: Field) -> None:
         assert header.background is not None
@@ -93,9 +93,9 @@ class ThreeCodes:
 
 
 def read_positions(bits: Bits, background: Background, count: int, columns: int) -> list[bool]:
-    """Which words are others than the background."""
+    """[count]: whether each word differs from the background."""
     model = Model(background.classes, columns) if background.classes else None
-    left: dict[int, int] = {}  # background words to come before the next other, by class
+    left: dict[int, int] = {}  # by class: background words before the next other word
     others: list[bool] = []
     for at in range(count):
         number = model.class_of(others) if model else 0
@@ -109,12 +109,12 @@ def read_positions(bits: Bits, background: Background, count: int, columns: int)
             left[number] -= 1
         if model:
             model.update(at, others[-1])
-    require(not any(left.values()), "a run goes beyond the block")
+    require(not any(left.values()), "a run exceeds the block")
     return others
 
 
 class Model:
-    """How likely another word than the background is, from its row, its column and two neighbours."""
+    """Density estimates from row, column and two neighbours, which determine the class of a word."""
 
     def __init__(self, classes: Classes, columns: int) -> None:
         self.classes = classes
@@ -124,7 +124,7 @@ class Model:
         self.columns: dict[int, int] = {}
 
     def class_of(self, others: list[bool]) -> int:
-        """The class of the word that comes after `others`."""
+        """Class of the word after `others`."""
         at, classes = len(others), self.classes
         score = classes.column_weight * logarithm(self.columns.get(at % self.width, self.begin))
         score += classes.row_weight * logarithm(self.row)
@@ -143,7 +143,7 @@ class Model:
 
 
 def logarithm(estimate: int) -> int:
-    """S: eight times the logarithm, rounded to the nearest, less 96."""
+    """S of the page: 8 log2(estimate >> 12), rounded to nearest, minus 96."""
     high = estimate >> 12
     # round(8 log2 x) is the greatest n with 2**(2n) <= 2 x**16
     return ((2 * high**16).bit_length() - 1) // 2 - 96 if high else -8 - 96

@@ -1,4 +1,4 @@
-"""The header of a tensor's body, read as FORMAT.md has it."""
+"""Decoding of a body's header, as specified by FORMAT.md."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from dataclasses import dataclass
 
 from .plain_bits import Bits, require
 
-Code = dict[
-    tuple[int, int], int
-]  # the symbol's index in its alphabet, by the code's length and its bits, first highest
+Code = dict[tuple[int, int], int]  # (length, bits with the first bit highest) -> index in the alphabet
 UNCODED = None
 
 
 @dataclass
 class Classes:
-    """How the class of a word is found, and each class's divisor."""
+    """Parameters of the model that assigns classes to words."""
 
     lag: int
     column_weight: int
@@ -27,7 +25,7 @@ class Classes:
 
 @dataclass
 class Background:
-    """The word that is left out, and how the positions of the others are coded."""
+    """The omitted word, and the coding of the positions of the others."""
 
     word: int
     classes: Classes | None
@@ -36,11 +34,11 @@ class Background:
 
 @dataclass
 class Field:
-    """Some bits of each word or number, beside each other."""
+    """Adjacent bits of each word or index."""
 
-    shift: int  # of its lowest bit in the number, or in the word
+    shift: int  # its lowest bit in the word or index
     width: int
-    alphabet: list[int] | None  # None where it is not coded
+    alphabet: list[int] | None  # None if it is not coded
     codes: list[Code]  # one or three; none for a single symbol
 
 
@@ -57,7 +55,7 @@ class Header:
 def read_header(bits: Bits, word_bits: int, version: int) -> Header:
     background = read_background(bits, word_bits) if bits.bit() else None
     zero_bits = bits.number(6) if bits.bit() else 0
-    require(zero_bits < word_bits, "all bits are zero bits")
+    require(zero_bits < word_bits, "all bits of the words are zero bits")
     codebook = None
     first, last = zero_bits, word_bits
     if bits.bit():
@@ -89,14 +87,14 @@ def read_background(bits: Bits, word_bits: int) -> Background:
 
 
 def divisor(number: int) -> int:
-    require(1 <= number <= 80, "no number of a divisor")
+    require(1 <= number <= 80, "a divisor number is out of range")
     return number if number < 4 else (4 + number % 4) << number // 4 - 1
 
 
 def read_field(bits: Bits, first: int, last: int, background: Background | None, is_first: bool) -> Field:
     all_left = bits.bit()
     width = last - first if all_left else bits.number(5) + 1
-    require(all_left == 1 or width < last - first, "a field is as wide as what is left, or wider")
+    require(all_left == 1 or width < last - first, "a field is not narrower than the remaining bits")
     if not bits.bit():
         require(width <= 32, "a field that is not coded is too wide")
         return Field(first, width, UNCODED, [])
@@ -114,20 +112,20 @@ def read_field(bits: Bits, first: int, last: int, background: Background | None,
 
 
 def read_code(bits: Bits, count: int, may_lack: bool) -> Code:
-    """A canonical code of RFC 1951, from its lengths."""
+    """A canonical code as in RFC 1951, from its lengths. `may_lack`: whether symbols may be absent."""
     absent = bits.bit()
     lengths: dict[int, int] = {}
     last = max((count - 1).bit_length(), 1)
     for symbol in range(count):
         if not absent or bits.bit():
             last += bits.signed()
-            require(1 <= last <= 12, "no length of a code")
+            require(1 <= last <= 12, "a code length is out of range")
             lengths[symbol] = last
     require(may_lack or len(lengths) == count, "a single code lacks a symbol")
-    require(not absent or len(lengths) < count, "symbols are absent, and all are present")
+    require(not absent or len(lengths) < count, "no symbol of a code is absent")
     if may_lack and not lengths:
         return {}
-    require(sum(1 << 12 - length for length in lengths.values()) == 1 << 12, "a code is not complete")
+    require(sum(1 << 12 - length for length in lengths.values()) == 1 << 12, "a code is incomplete")
     code, length_before = 0, 0
     assigned = {}
     for length, symbol in sorted((length, symbol) for symbol, length in lengths.items()):

@@ -1,4 +1,4 @@
-"""A second reader of the format, written from FORMAT.md alone: plain, strict and slow."""
+"""A second reader of the format, written from FORMAT.md alone: simple, strict and slow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORD_BITS = DTYPES | {"C64": 32, "F4": 8, "F6_E2M3": 8, "F6_E3M2": 8}
 
 
 class Tensor(NamedTuple):
-    """What a blob holds by one name."""
+    """One tensor of a blob."""
 
     name: str
     dtype: str
@@ -35,35 +35,35 @@ def read(blob: bytes) -> list[Tensor]:
     """
     bits = Bits(blob)
     version = bits.take(1)[0]
-    require(version in (1, 2), "another version")
+    require(version in (1, 2), "unknown version")
     tensors: list[Tensor] = []
     name = b""
     decoded = 0
     for _ in range(bits.varint()):
         shared = bits.varint()
-        require(shared <= min(127, len(name)), "too much of a name is shared")
+        require(shared <= min(127, len(name)), "a name shares too many bytes")
         name = name[:shared] + bits.take(bits.varint())
         tensors.append(read_tensor(bits, name, version))
         decoded += len(name) + len(tensors[-1].data)
-    require(len({tensor.name for tensor in tensors}) == len(tensors), "two tensors of one name")
+    require(len({tensor.name for tensor in tensors}) == len(tensors), "two tensors have the same name")
     check_padding(len(blob), bits.place // 8, decoded)
-    require(not any(blob[bits.place // 8 :]), "padding other than zeros")
+    require(not any(blob[bits.place // 8 :]), "padding is not zero")
     return tensors
 
 
 def check_padding(size: int, used: int, decoded: int) -> None:
-    """The blob has the fewest bytes, `used` or more, that let it decode to so many."""
+    """Require the smallest size, at least `used`, that allows `decoded` bytes."""
     needed = -(-max(decoded - 65536, 0) // 4096)
-    require(size == max(used, needed), "not the padding that it should have")
+    require(size == max(used, needed), "wrong padding")
 
 
 def read_tensor(bits: Bits, name: bytes, version: int) -> Tensor:
     byte = bits.take(1)[0]
     number, rank = byte % 32, byte // 32
-    require(number < len(DTYPES), "no dtype")
+    require(number < len(DTYPES), "unknown dtype")
     if rank == 7:
         rank = bits.varint()
-        require(7 <= rank <= 64, "no such rank")
+        require(7 <= rank <= 64, "invalid rank")
     shape = tuple(bits.varint() for _ in range(rank))
     product = 1
     for extent in shape:
@@ -71,7 +71,7 @@ def read_tensor(bits: Bits, name: bytes, version: int) -> Tensor:
     require(product < 1 << 60, "too many elements")
     elements = 0 if 0 in shape else product
     dtype = list(DTYPES)[number]
-    require(elements * DTYPES[dtype] % 8 == 0, "no whole bytes")
+    require(elements * DTYPES[dtype] % 8 == 0, "elements do not fill whole bytes")
     body = bits.take(bits.varint())
     count = elements * DTYPES[dtype] // WORD_BITS[dtype]
     columns = max(count // shape[0], 1) if rank >= 2 and count else count

@@ -1,4 +1,4 @@
-"""numba: its cache where nothing can be written, and a coder that does not run, which is found before training."""
+"""numba: a cache that cannot be written, and a coder that does not run, which is detected before training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TOO_NEW = "Numba needs NumPy 2.3 or less. Got NumPy 2.9."
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
-    """A function that compiles a kernel as a process of its own would: nothing of it is in memory."""
+    """A function that compiles a kernel anew, as a new process does."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
     path = tmp_path / "my_kernel.py"
     path.write_text(KERNEL)
@@ -46,13 +46,14 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         assert module.doubled(21) == 42
-        return module.doubled
+        result: Dispatcher = module.doubled
+        return result
 
     return make
 
 
 def cached(tmp_path: Path) -> list[Path]:
-    """The files in numba's cache: an index, and machine code."""
+    """The files in numba's cache: an index and machine code."""
     return sorted((tmp_path / "cache").glob("*/*.nb?"))
 
 
@@ -62,7 +63,7 @@ def from_cache(kernel: Dispatcher) -> bool:
 
 @contextmanager
 def no_room() -> Iterator[None]:
-    """Files can be made but nothing written to them, as on a disk that is full or with a quota that is used up."""
+    """Files can be created but not filled, as on a full disk or with an exhausted quota."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
@@ -95,7 +96,7 @@ def test_a_damaged_cache_is_written_anew(kept: int, made: Made, tmp_path: Path) 
 
 
 def test_a_run_exports_where_no_folder_can_be_written_to(tmp_path: Path) -> None:
-    """A file lies where numba makes its folder, so that root cannot write there either."""
+    """A file takes the name of numba's cache folder, so that root cannot write there either."""
     copy = tmp_path / "copy" / "makeweight_huffman"
     source = Path(makeweight_huffman.__file__).parent
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -117,20 +118,20 @@ def test_a_run_exports_where_no_folder_can_be_written_to(tmp_path: Path) -> None
 
 @pytest.fixture
 def broken(tmp_path: Path) -> dict[str, Any]:
-    """The environment of a process in which numba cannot be imported."""
+    """Environment variables of a process in which numba cannot be imported."""
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "numba.py").write_text(f"raise ImportError({TOO_NEW!r})")
     return {"PYTHONPATH": str(tmp_path / "broken")}
 
 
 def refused(words: list[str], cwd: Path, environment: dict[str, Any], code: int = 2) -> str:
-    """The one line with which a command is refused."""
+    """Run a command that must fail with one line, and return that line."""
     errors = run_trainer(words, cwd, code=code, **environment).stderr
     assert errors.count("\n") == 1, errors
     return errors
 
 
-def test_a_dry_run_says_what_is_coded() -> None:
+def test_a_dry_run_describes_the_plugin() -> None:
     assert Huffman().on_check() == "codes the whole export"
 
 
@@ -142,7 +143,7 @@ def test_the_check_leaves_random_numbers_as_they_are() -> None:
 
 def test_numba_that_cannot_be_imported_is_found_before_training(broken: dict[str, Any], tmp_path: Path) -> None:
     said = refused(["--plugins", "prune,huffman", "--out", "run"], tmp_path, broken)
-    expected = f"huffman: its coder does not run here (ImportError: {TOO_NEW}): try 'pip install --upgrade numba'"
+    expected = f"huffman: the coder does not run here (ImportError: {TOO_NEW}): try 'pip install --upgrade numba'"
     assert said.startswith(f"trainer: error: {expected}")
     assert not (tmp_path / "run").exists()
 
@@ -150,16 +151,16 @@ def test_numba_that_cannot_be_imported_is_found_before_training(broken: dict[str
 def test_kernels_that_cannot_be_compiled_are_found_before_training(tmp_path: Path) -> None:
     words = ["--plugins", "huffman", "--out", "run"]
     errors = run_trainer(words, tmp_path, code=2, NUMBA_DISABLE_JIT="1").stderr
-    assert "its coder does not run here (NotImplementedError: " in errors.splitlines()[-1]
+    assert "the coder does not run here (NotImplementedError: " in errors.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 
 
-def test_tensors_that_come_back_changed_are_found_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_round_trip_is_found_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     from makeweight import UsageError
     from makeweight_huffman import tensors
 
     monkeypatch.setattr(tensors, "decode_tensors", lambda blob, located: {"trial": torch.zeros(8, 16)})
-    with pytest.raises(UsageError, match="a tensor came back changed"):
+    with pytest.raises(UsageError, match="a decoded tensor differs"):
         Huffman().on_check()
 
 

@@ -1,4 +1,4 @@
-"""Huffman codes against the classic algorithm, and the numbers of the headers."""
+"""Huffman codes against the classic algorithm, and the number codes of headers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from makeweight_huffman.codec.bits import BitReader, BitWriter, FormatError, rea
 from makeweight_huffman.codec.fields import read_ascending, write_ascending
 from makeweight_huffman.codec.model import DIVISORS
 
-unhurried = settings(deadline=None)  # a busy machine is no error
+unhurried = settings(deadline=None)  # a busy machine is not an error
 histograms = st.lists(st.integers(0, 5000), min_size=2, max_size=256).filter(lambda counts: sum(map(bool, counts)) > 1)
 
 
 def heap_total(counts: list[int]) -> int:
-    """The bits that an optimal code of any length needs: the sum of all inner nodes of Huffman's tree."""
+    """Bits of an optimal code without length limit: the sum of all inner nodes of Huffman's tree."""
     heap = [count for count in counts if count]
     heapq.heapify(heap)
     total = 0
@@ -47,7 +47,7 @@ def test_limited_lengths_fill_krafts_sum_and_cost_little_more(counts: list[int])
     assert (lengths > 0).tolist() == [count > 0 for count in counts]
     total = int((lengths.astype(int) * counts).sum())
     assert total >= heap_total(counts)
-    if heap_total(counts) < total:  # the limit binds: only then may it cost, and the unlimited code must break it
+    if heap_total(counts) < total:  # allowed only if the unlimited code exceeds the limit
         assert codes.code_lengths(np.array(counts), limit=40).max() > codes.MAX_LENGTH
 
 
@@ -99,7 +99,7 @@ def test_code_lengths_come_back(counts: list[int]) -> None:
 
 
 @pytest.mark.parametrize("lengths", [[1, 2], [1, 1, 1], [2, 2, 2], [1, 2, 3, 4]])
-def test_lengths_that_are_no_complete_code_are_refused(lengths: list[int]) -> None:
+def test_incomplete_codes_are_refused(lengths: list[int]) -> None:
     writer = BitWriter()
     codes.write_lengths(writer, np.array(lengths, np.uint8))
     with pytest.raises(FormatError, match="Kraft"):
@@ -146,4 +146,4 @@ def test_golomb_divisors_ascend_by_at_most_a_quarter_after_four() -> None:
 
 def test_scores_do_not_depend_on_how_a_machine_rounds() -> None:
     exact = positions.OCTAVE * np.log2(np.arange(1, 1 << positions.SCORE_BITS))
-    assert np.abs(exact - np.floor(exact) - 0.5).min() > 1e-6  # no logarithm is near the middle between two scores
+    assert np.abs(exact - np.floor(exact) - 0.5).min() > 1e-6  # no logarithm is near a rounding boundary

@@ -1,4 +1,4 @@
-"""Damaged blobs: the format's own error or a result within bounds; nothing else, soon, and in bounded memory."""
+"""Damaged blobs: a FormatError or a bounded result, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .helpers_memory import peak_memory
 
 
 def fuzz(blob: bytes, rounds: int, seed: int) -> int:
-    """Decode `rounds` mutations of a blob; returns how many were refused.
+    """Decode `rounds` mutations of a blob; returns the number of refusals.
 
     Raises:
-        AssertionError: when one takes too long, or decodes to more than it may. Other errors than FormatError pass on.
+        AssertionError: if decoding takes too long or exceeds the limit. Errors other than FormatError propagate.
     """
     refused = 0
     for mutation in mutations(blob, rounds, np.random.default_rng(seed)):
@@ -62,7 +62,7 @@ def test_random_bytes_are_refused_or_bounded() -> None:
     assert refused > 1900
 
 
-def test_promises_are_refused_before_memory_is_taken() -> None:
+def test_huge_shapes_are_refused_before_memory_is_allocated() -> None:
     for shape in [(1 << 40,), (1 << 62, 1 << 62), (0, 1 << 62, 1 << 62), (1 << 30, 1 << 30)]:
         blob = b"\1\1\0\1w" + bytes([14 | len(shape) << 5]) + b"".join(map(write_varint, shape)) + b"\1\0"
         tracemalloc.start()

@@ -1,4 +1,4 @@
-"""What goes in comes out, bit for bit, over dtypes, shapes, densities and representations."""
+"""Round trips are exact, over dtypes, shapes, densities and representations."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ KINDS = ["few", "floats", "uniform", "constant"]
 shapes = st.lists(st.integers(0, 40), max_size=3).map(tuple) | st.sampled_from([(70_000,), (300, 300), (9, 1000)])
 
 
+@pytest.mark.slow  # many cases
 @settings(deadline=None, max_examples=300)
 @given(
     st.integers(0, 2**32),
@@ -47,11 +48,12 @@ def test_any_tensors_come_back(seed: int, tensors: list[tuple[str, str, tuple[in
     ]
 
 
+@pytest.mark.slow  # large tensors
 @pytest.mark.parametrize("density", [0.001, 0.1, 1])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["U8", "BF16", "F32", "F64"])
 def test_tensors_of_many_blocks_come_back_with_and_without_threads(dtype: str, kind: str, density: float) -> None:
-    shape = (1531, 1024)  # more than one block, sparse or dense, the last one short
+    shape = (1531, 1024)  # several blocks, sparse or dense; the last one is short
     name, _, _, data = random_entry(7, "w", dtype, shape, kind, density)
     blob = encode([(name, dtype, shape, data)], threads=2)
     assert np.array_equal(blob, encode([(name, dtype, shape, data)]))
@@ -99,7 +101,7 @@ GAUSSIAN = RANDOM.normal(0, 0.02, 20_000)
         (np.where(THIN, 0.25, 0), "sparse, constant"),
     ],
 )
-def test_each_sort_of_tensor_gets_its_representation(values: NDArray[Any], representation: str) -> None:
+def test_each_kind_of_tensor_gets_its_representation(values: NDArray[Any], representation: str) -> None:
     entry = ("w", "F32", (100, 200), values.astype("<f4").view(np.uint8))
     blob = encode([entry])
     assert describe(blob)[0].representation.startswith(representation)
@@ -132,11 +134,11 @@ def test_a_limit_is_kept() -> None:
     entries: list[Entry] = [("a", "U8", (1000,), random_words(1, 1000, 8, "uniform", 1))]
     blob = encode(entries)
     assert_equal(decode(blob, limit=1001), entries)  # the name counts
-    with pytest.raises(FormatError, match="1000 bytes allowed"):
+    with pytest.raises(FormatError, match="limit of 1000 bytes"):
         decode(blob, limit=1000)
 
 
-def test_what_cannot_be_encoded_is_refused() -> None:
+def test_invalid_tensors_are_refused() -> None:
     data = np.zeros(4, np.uint8)
     for entries, words in [
         ([("a", "F32", (2,), data)], "has 4 bytes"),
@@ -149,5 +151,5 @@ def test_what_cannot_be_encoded_is_refused() -> None:
             encode(entries)
     with pytest.raises(FormatError, match="buffer"):
         decode_tensor(encode([("a", "F32", (1,), data)]), np.empty(5, np.uint8))
-    with pytest.raises(FormatError, match="not one"):
+    with pytest.raises(FormatError, match="expected one"):
         decode_tensor(encode([]), np.empty(5, np.uint8))

@@ -1,4 +1,4 @@
-"""What tensors take, against the figures to reach."""
+"""Coded sizes against target figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from makeweight_huffman.codec.container import encode
 
 from .helpers_codec import coded_network
 
-SAFETENSORS_HEADER = 200  # bytes of the file that holds the blob, about
+SAFETENSORS_HEADER = 200  # bytes, about, of the file around a blob
 
 
 @pytest.mark.parametrize(("network", "limit"), [("lenet300", 27_400), ("lenet5", 44_200)])
@@ -68,7 +68,7 @@ def test_low_bits_that_are_zero_in_all_words_cost_nothing() -> None:
     assert len(as_float) <= len(encode([("bias", "BF16", (300,), half.view(np.uint8))])) + 1
 
 
-def test_a_tensor_whose_beginning_is_unlike_the_rest_still_packs_well() -> None:
+def test_a_tensor_whose_beginning_differs_from_the_rest_still_packs_well() -> None:
     occupied = np.random.default_rng(0).random((3000, 1024)) < 0.02
     occupied[:1024] = False
     entropy = 1976 / 3000 * (0.02 * np.log2(1 / 0.02) + 0.98 * np.log2(1 / 0.98))

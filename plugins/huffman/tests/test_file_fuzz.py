@@ -1,4 +1,4 @@
-"""Damaged files, their checksum put right: one line that names the file, or tensors within bounds; and soon."""
+"""Damaged files with a corrected checksum: a one-line error naming the file, or bounded tensors, in bounded time."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from makeweight import Artifact, MakeweightError, artifact, load_tensors, plugins
-from makeweight.artifact import open_any, seal, write
+from makeweight import Artifact, MakeweightError, discovery, load_tensors
+from makeweight.files import artifact
+from makeweight.files.artifact import seal, write
+from makeweight.loading import open_any
 from makeweight_huffman.codec.entries import ALLOWANCE, EXPANSION
 from makeweight_huffman.packing import pack, unpack
 
 from .helpers_fuzz import MEMORY, SECONDS, file_mutations
 from .helpers_memory import peak_memory
 
+pytestmark = pytest.mark.slow  # hundreds of files are written and read
+
 KINDS = ["packed", "export", "foreign"]
 
 
 def original(kind: str, folder: Path) -> bytes:
-    """A packed file, an export that is not coded, or a file of somebody else's."""
+    """The content of a packed file, of an uncoded export, or of a file of another writer."""
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(30, 40, generator=random)
     tensors = {
@@ -48,25 +52,25 @@ def original(kind: str, folder: Path) -> bytes:
 
 @contextmanager
 def plugins_looked_up_once() -> Iterator[None]:
-    """The search for installed plugins takes five times as long as the reading of a small file."""
-    once = cache(plugins.installed)
-    with patch.object(plugins, "installed", once), patch.object(artifact, "installed", once):
+    """Cache the search for installed plugins, which takes five times as long as reading a small file."""
+    once = cache(discovery.installed)
+    with patch.object(discovery, "installed", once), patch.object(artifact, "installed", once):
         yield
 
 
 @plugins_looked_up_once()
 def fuzz_files(content: bytes, folder: Path, rounds: int, seed: int) -> int:
-    """Read `rounds` mutations of a file in each of the ways that there are; returns how many readings were refused.
+    """Read `rounds` mutations of a file, by all functions in turn; returns the number of refusals.
 
     Raises:
-        AssertionError: when one takes too long, gives more than it may, or is refused without its name or with a file
-            left behind. Other errors than MakeweightError pass on.
+        AssertionError: if reading takes too long, the tensors exceed the limit, the message does not name the file, or
+            an output file is left behind. Errors other than MakeweightError propagate.
     """
     refused = 0
     path, target = folder / "mutated.safetensors", folder / "target.safetensors"
     for number, mutation in enumerate(file_mutations(content, rounds, np.random.default_rng(seed))):
         path.write_bytes(mutation)
-        if number % 8:  # else the checksum is wrong, as after an accident
+        if number % 8:  # otherwise the checksum stays wrong, as after accidental damage
             with suppress(MakeweightError, AssertionError):
                 seal(path)
         begin = time.perf_counter()
@@ -94,7 +98,7 @@ def fuzz_files(content: bytes, folder: Path, rounds: int, seed: int) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mutated_files_are_refused_in_a_line_or_bounded(kind: str, tmp_path: Path) -> None:
+def test_mutated_files_are_refused_in_one_line_or_bounded(kind: str, tmp_path: Path) -> None:
     content = original(kind, tmp_path)
     (tmp_path / "work").mkdir()
     with peak_memory() as peak:

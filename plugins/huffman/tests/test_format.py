@@ -1,4 +1,4 @@
-"""FORMAT.md against the codec: its test vectors, its two versions, and a reader written from the page alone."""
+"""FORMAT.md against the codec: test vectors, the two versions, and a reader written from the page alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .plain_bits import RefusedError
 
 PAGE = (Path(__file__).parents[1] / "FORMAT.md").read_text()
 
-# encode(signed_words(40)) of the encoder that wrote version 1 only: three codes, 23 zero bits, no codebook
+# encode(signed_words(40)) by an encoder that wrote version 1 only: three codes, 23 zero bits, no codebook
 VERSION_1 = bytes.fromhex(
     "01010001774e28109001cd9b042c2780817579d9f903e0af8f011ebb81b4460b6012c472aba02a14c78dc20e9c5e42a650424dcf82a943ce"
     "026a67ac4143b928a8c43f96120836040e6d808d21026cb2e99c5f4389e84f506734a902ecac13c610361d0edbbb322db8fe8db1e3644d0e"
@@ -36,7 +36,7 @@ VERSION_1 = bytes.fromhex(
 def signed_words(rows: int) -> NDArray[np.float32]:
     """1, 2, 4 and 8 between zeros, negative where the one before is not zero: (rows, 16)."""
     at = np.arange(16 * rows, dtype=np.uint64)
-    numbers = at * at % np.uint64(32749) * np.uint64(40503) >> np.uint64(5)  # as good as random
+    numbers = at * at % np.uint64(32749) * np.uint64(40503) >> np.uint64(5)  # pseudo-random
     other = numbers % 8 < np.where(at % 4 < 2, 4, 1)
     after = np.append(False, other[:-1])
     size = np.array([1, 1, 1, 1, 2, 2, 4, 8])[numbers // np.uint64(64) % np.uint64(8)]
@@ -49,18 +49,18 @@ def entry_of(name: str, words: NDArray[np.float32]) -> Entry:
 
 
 def plan_of(blob: bytes) -> Plan:
-    """How the first tensor of a blob is written."""
+    """The plan of the first tensor in a blob."""
     return read_plan(locate_all(memoryview(blob))[0], memoryview(blob))[0]
 
 
 def read_by_both(blob: bytes) -> list[plain_reader.Tensor]:
-    """What the codec reads, which must be what the plain reader reads."""
+    """The tensors that the codec decodes, after a check that the plain reader decodes the same."""
     tensors = [plain_reader.Tensor(name, dtype, shape, data.tobytes()) for name, dtype, shape, data in decode(blob)]
     assert plain_reader.read(blob) == tensors
     return tensors
 
 
-def test_the_sign_of_a_word_is_its_highest_bit_where_zero_bits_are_left_out() -> None:
+def test_the_sign_of_a_word_is_its_highest_bit_if_zero_bits_are_omitted() -> None:
     words = signed_words(160)
     blob = encode([entry_of("w", words)]).tobytes()
     plan = plan_of(blob)
@@ -69,9 +69,9 @@ def test_the_sign_of_a_word_is_its_highest_bit_where_zero_bits_are_left_out() ->
     assert read_by_both(blob)[0].data == words.tobytes()
 
 
-def test_the_sign_of_a_word_is_its_highest_bit_where_there_is_a_codebook() -> None:
+def test_the_sign_of_a_word_is_its_highest_bit_if_there_is_a_codebook() -> None:
     words = signed_words(160)
-    words *= np.abs(words) + np.float32(0.3)  # mantissas of all sorts
+    words *= np.abs(words) + np.float32(0.3)  # varied mantissas
     blob = encode([entry_of("w", words)]).tobytes()
     plan = plan_of(blob)
     assert plan.codebook is not None
@@ -80,14 +80,14 @@ def test_the_sign_of_a_word_is_its_highest_bit_where_there_is_a_codebook() -> No
     assert read_by_both(blob)[0].data == words.tobytes()
 
 
-def test_a_blob_of_version_1_that_has_signs_otherwise_is_read_as_it_was_written() -> None:
+def test_a_blob_of_version_1_with_other_signs_is_still_decoded_exactly() -> None:
     plan = plan_of(VERSION_1)
     assert (plan.trailing, plan.codebook, plan.fields[0].in_context) == (23, None, True)
     assert plan.fields[0].has_highest_bit
     assert read_by_both(VERSION_1) == [plain_reader.Tensor("w", "F32", (40, 16), signed_words(40).tobytes())]
 
 
-def test_version_1_is_written_where_both_read_the_same() -> None:
+def test_version_1_is_written_if_both_versions_decode_alike() -> None:
     words = signed_words(160)
     positive = np.where(words < 0, -16 * words, words).astype("<f4")
     blob = encode([entry_of("positive", positive)]).tobytes()
@@ -107,14 +107,14 @@ def test_one_tensor_that_needs_version_2_is_enough() -> None:
 @pytest.mark.parametrize("version", [0, 3])
 def test_other_versions_are_refused(version: int) -> None:
     blob = bytes([version]) + VERSION_1[1:]
-    with pytest.raises(FormatError, match=f"is of version {version}, not 1 to 2"):
+    with pytest.raises(FormatError, match=f"has version {version}, expected 1 to 2"):
         decode(blob)
     with pytest.raises(RefusedError, match="version"):
         plain_reader.read(blob)
 
 
 def vectors() -> list[tuple[str, list[plain_reader.Tensor]]]:
-    """The test vectors of the page: each blob in hexadecimal, and its tensors."""
+    """Test vectors of the page: (blob in hexadecimal, its tensors)."""
     read = []
     for blob, *lines in (each.splitlines() for each in PAGE.split("```")[1].strip().split("\n\n")):
         tensors = []
@@ -137,7 +137,7 @@ def test_the_page_has_vectors_of_both_versions() -> None:
     assert vectors()[2][0][2:] == vectors()[3][0][2:]
 
 
-def test_a_blob_that_the_page_does_not_explain_fails_its_test() -> None:
+def test_a_blob_that_the_plain_reader_misreads_fails_its_test() -> None:
     with patch.object(plain_reader, "read", lambda blob: []), pytest.raises(AssertionError):
         encode([entry_of("w", signed_words(1))])
 
@@ -161,7 +161,7 @@ def test_words_that_depend_on_their_neighbours_come_back(
     chosen = random.choice(numbers, 3000, p=random.dirichlet(np.full(values, 0.5)))
     other = random.random(3000) < density * random.random(50).repeat(60)
     for at in range(1, 3000):
-        if signs and other[at] and other[at - 1]:  # like the one before
+        if signs and other[at] and other[at - 1]:  # the sign of the word before
             half = 1 << top - 1
             chosen[at] = max(chosen[at] & half - 1 | chosen[at - 1] & half, 1)
     words = np.where(other, chosen, 0).astype(np.uint64) << np.uint64(width - top)
@@ -175,6 +175,7 @@ def test_tensors_of_two_blocks_are_read_by_both(rows: int, density: float) -> No
     assert read_by_both(encode([entry]).tobytes())[0].data == entry[3].tobytes()
 
 
+@pytest.mark.slow  # many cases
 def test_both_readers_refuse_the_same_damage() -> None:
     negative = encode([entry_of("w", signed_words(160))]).tobytes()
     refused = 0

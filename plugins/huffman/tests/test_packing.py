@@ -1,4 +1,4 @@
-"""Whole files: what pack takes, unpack gives back, and in how much memory."""
+"""Whole files: unpack restores what pack compressed, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from makeweight import Artifact, MakeweightError, load_tensors
-from makeweight.artifact import write
-from makeweight.cli import main
+from makeweight.commands.cli import main
+from makeweight.files.artifact import write
 from makeweight_huffman.packing import pack, unpack
 
 MIB = 1 << 20
 
 
 def write_safetensors(path: Path, tensors: dict[str, tuple[str, list[int], bytes]], metadata: object = None) -> None:
-    """A file of any dtypes, in any order: dtype, shape and bytes by name."""
+    """Write a file of any dtypes, in any order. `tensors`: dtype, shape and bytes by name."""
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     at = 0
     for name, (dtype, shape, data) in tensors.items():
@@ -39,7 +39,7 @@ def header_of(path: Path) -> dict[str, Any]:
     return header
 
 
-def test_a_file_of_safetensors_own_writer_comes_back_to_the_byte(tmp_path: Path) -> None:
+def test_a_file_of_safetensors_own_writer_is_restored_exactly(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = {
         "b.weight": torch.randn(70, 300, generator=generator),
@@ -57,7 +57,7 @@ def test_a_file_of_safetensors_own_writer_comes_back_to_the_byte(tmp_path: Path)
 
 
 @pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "C64", "U16", "BOOL"])
-def test_dtypes_come_back_that_torch_may_not_have(dtype: str, tmp_path: Path) -> None:
+def test_dtypes_that_torch_lacks_are_restored(dtype: str, tmp_path: Path) -> None:
     bits = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64, "U16": 16}.get(dtype, 8)
     data = np.random.default_rng(0).integers(0, 2, 8 * bits, np.uint8).tobytes()
     write_safetensors(tmp_path / "odd.safetensors", {"w": (dtype, [8, 8], data), "empty": (dtype, [0, 8], b"")})
@@ -69,7 +69,7 @@ def test_dtypes_come_back_that_torch_may_not_have(dtype: str, tmp_path: Path) ->
     assert (tmp_path / "again.safetensors").read_bytes().endswith(data)
 
 
-def test_tensors_out_of_step_with_their_size_are_put_in_order(tmp_path: Path) -> None:
+def test_misaligned_tensors_are_reordered(tmp_path: Path) -> None:
     floats = np.arange(5, dtype="<f4")
     tensors = {"a": ("U8", [3], b"\1\2\3"), "b": ("F32", [5], floats.tobytes())}
     write_safetensors(tmp_path / "odd.safetensors", tensors)
@@ -97,21 +97,21 @@ W = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 @pytest.mark.parametrize(
     ("header", "words"),
     [
-        ({"w": {**W, "dtype": "F12"}}, "'w' is of dtype 'F12'"),
+        ({"w": {**W, "dtype": "F12"}}, "'w' has dtype 'F12'"),
         ({"w": {**W, "shape": [3]}}, "'w' has 8 bytes"),
-        ({"w": {**W, "shape": [-2]}}, "no counts"),
-        ({"w": {**W, "shape": [True, 2]}}, "no counts"),
+        ({"w": {**W, "shape": [-2]}}, "not integers from 0"),
+        ({"w": {**W, "shape": [True, 2]}}, "not integers from 0"),
         ({"w": {**W, "shape": [1] * 65}}, "at most 64"),
         ({"w": {**W, "shape": 2}}, "at most 64"),
-        ({"w": {**W, "data_offsets": [8, 16]}}, "out of place"),
-        ({"w": {**W, "data_offsets": [0, 8, 8]}}, "no pair"),
-        ({"w": W, "v": W}, "out of place"),
+        ({"w": {**W, "data_offsets": [8, 16]}}, "wrong offsets"),
+        ({"w": {**W, "data_offsets": [0, 8, 8]}}, "not a pair"),
+        ({"w": W, "v": W}, "wrong offsets"),
         ({"w": {**W, "shape": [1], "data_offsets": [0, 4]}}, "4 bytes belong to no tensor"),
-        ({"w": {"dtype": "F32"}}, "not that of a safetensors file"),
-        ({"w": 3}, "not that of a safetensors file"),
-        ({"w\ud800": W}, "not that of a safetensors file"),
-        ({"w": W, "__metadata__": {"a": 1}}, "no table of text"),
-        ({"w": W, "__metadata__": [1]}, "no table of text"),
+        ({"w": {"dtype": "F32"}}, "not a safetensors header"),
+        ({"w": 3}, "not a safetensors header"),
+        ({"w\ud800": W}, "not a safetensors header"),
+        ({"w": W, "__metadata__": {"a": 1}}, "not a table of strings"),
+        ({"w": W, "__metadata__": [1]}, "not a table of strings"),
     ],
 )
 def test_a_header_that_does_not_fit_its_file_is_refused(header: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -136,11 +136,11 @@ MEASURE = """
 import sys
 from pathlib import Path
 from plugins.huffman.tests.helpers_memory import peak_memory
-from makeweight.artifact import open_any
+from makeweight.loading import open_any
 from makeweight_huffman.packing import pack, unpack
 
 small, large = map(Path, sys.argv[1:])
-for source in (small, large):  # the first compiles the kernels, or loads them
+for source in (small, large):  # the small one compiles the kernels
     packed, again = source.with_suffix(".packed"), source.with_suffix(".again")
     for action in (lambda: pack(source, packed, 2), lambda: unpack(packed, again, 2),
                    lambda: [tensor.sum() for tensor in open_any(packed).tensors.values()]):
@@ -150,9 +150,9 @@ for source in (small, large):  # the first compiles the kernels, or loads them
 """
 
 
-def test_files_are_packed_unpacked_and_gone_through_in_the_memory_of_a_tensor(tmp_path: Path) -> None:
+def test_files_are_packed_unpacked_and_read_in_the_memory_of_one_tensor(tmp_path: Path) -> None:
     tile = (np.random.default_rng(0).normal(0, 0.02, MIB).astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
-    for name, tensors, tiles in (("small", 1, 2), ("large", 6, 16)):  # a large file: 192 MiB in tensors of 32
+    for name, tensors, tiles in (("small", 1, 2), ("large", 6, 16)):  # the large file: 192 MiB in tensors of 32 MiB
         content = {f"layer{i}": ("BF16", [tiles, MIB], tile * tiles) for i in range(tensors)}
         write_safetensors(tmp_path / f"{name}.safetensors", content)
     done = subprocess.run(
@@ -162,9 +162,9 @@ def test_files_are_packed_unpacked_and_gone_through_in_the_memory_of_a_tensor(tm
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     packing, unpacking, looking = (int(line.split()[1]) for line in done.stdout.splitlines()[3:])
-    assert packing < 32 * MIB + 32 * MIB  # the tensor, and what coding it takes
+    assert packing < 32 * MIB + 32 * MIB  # the tensor, and the memory of its coding
     assert unpacking < 32 * MIB
-    assert looking < 2 * 32 * MIB + 32 * MIB  # one is looked at while the next is decoded
+    assert looking < 2 * 32 * MIB + 32 * MIB  # one tensor is in use while the next is decoded
     packed = tmp_path / "large.packed"
-    assert 32 * MIB < packed.stat().st_size < 0.67 * 192 * MIB  # not held in memory either
+    assert 32 * MIB < packed.stat().st_size < 0.67 * 192 * MIB  # larger than the memory above
     assert (tmp_path / "large.again").stat().st_size > 192 * MIB

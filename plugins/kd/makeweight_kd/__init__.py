@@ -1,4 +1,4 @@
-"""Distillation for makeweight: from teachers, or of the network from itself."""
+"""Knowledge distillation for makeweight: from teachers, or self-distillation with early exits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Distillation", "exits_of"]
 
 
 def __getattr__(name: str) -> Any:
-    """What needs torch is imported when it is asked for."""
+    """Import `exits_of` on first use, because it imports torch."""
     if name != "exits_of":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .exits import exits_of

@@ -1,4 +1,4 @@
-"""What modules put out while the network trains, kept for the loss terms of one step."""
+"""Capture module outputs during a training step, for the loss terms of that step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class Capture:
-    """Values by key, of which nothing outlives a training step.
+    """Values by key, cleared at the end of every training step.
 
-    Those of the model's modules are computed inside its forward, in its precision, and belong to the micro-batch that
-    went through it last. An evaluation within a step captures nothing.
+    The values are computed in hooks inside the model's forward, hence in its precision, and belong to the latest
+    micro-batch. An evaluation during a step captures nothing.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -23,7 +23,7 @@ class Capture:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """A training step."""
+        """Capture during this context, which surrounds one training step."""
         self.is_on = True
         try:
             yield
@@ -32,10 +32,10 @@ class Capture:
             self.found.clear()
 
     def watch(self, name: str, key: tuple[str, ...], value: Callable[[tuple[Any, ...], Tensor], Any]) -> None:
-        """Keep `value` of a module's inputs and output."""
+        """Store value(inputs, output) of the module `name` under `key` at each of its calls."""
 
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            if self.is_on and self.model.training:  # of the model as a whole: a frozen module may be in eval
+            if self.is_on and self.model.training:  # asks the whole model: a frozen module may be in eval mode
                 self.found[key] = value(inputs, output)
 
         self.model.get_submodule(name).register_forward_hook(hook)  # a method would be copied with the model

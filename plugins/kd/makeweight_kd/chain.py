@@ -1,4 +1,4 @@
-"""The calls that follow each other from a model's input to its output: what there is to cut between."""
+"""A model as a sequence of calls from input to output: the candidate cuts between sections."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from makeweight.plugin import KINDS
 from .trace import Call, Trace
 
 WRAPPER = 0.9
-"""share of the model's parameters from which on a module is taken apart: the model wraps it"""
+"""a module with more than this fraction of the model's parameters counts as the model itself, and is opened"""
 
 
 class Chain:
-    """A model's calls with containers taken apart: every Sequential, and a module that holds nearly all of the model.
+    """The steps of a model: its calls, with containers replaced by their children's calls.
 
-    Anything else, a residual block say, is one step. `with_layers` are the indices of the steps with a Linear or Conv.
+    A container is a Sequential, or a module that holds nearly all of the parameters. Any other module, such as a
+    residual block, is one step. `with_layers` lists the indices of the steps that contain a Linear or Conv layer.
     """
 
     def __init__(self, trace: Trace) -> None:
         self.modules = dict(trace.model.named_modules())
         self.times = Counter(call.name for call in trace.calls)
         self.whole = _parameters(trace.model)
-        self.steps = self._beneath(trace.calls, "")
+        self.steps = self._steps_in(trace.calls, "")
         self.with_layers = [index for index, step in enumerate(self.steps) if self._layers(step.name)]
 
-    def _beneath(self, calls: list[Call], name: str) -> list[Call]:
-        """The calls of a module's children, containers replaced by theirs."""
+    def _steps_in(self, calls: list[Call], name: str) -> list[Call]:
+        """The calls of a module's children, with containers replaced recursively."""
         inside = [call for call in calls if call.name != name and _is_within(call.name, name)]
         names = {call.name for call in inside}
         direct = [call for call in inside if not any(_is_within(call.name, other, True) for other in names)]
         steps: list[Call] = []
         for call in direct:
-            below = self._beneath(inside, call.name) if self._is_container(call.name) else []
+            below = self._steps_in(inside, call.name) if self._is_container(call.name) else []
             steps += below or [call]
         return steps
 
@@ -47,17 +48,17 @@ class Chain:
         return sum(isinstance(module, KINDS) for module in self.modules[name].modules())
 
     def layers_within(self, first: int, last: int) -> int:
-        """The number of Linear and Conv layers in the steps from `first` to `last`."""
+        """The number of Linear and Conv layers in the steps from `first` to `last` inclusive."""
         return sum(self._layers(step.name) for step in self.steps[first : last + 1])
 
     def before(self, index: int) -> int:
-        """The step that ends before step `index`, and before what leads up to it in the same container, as a norm."""
+        """The last step before step `index` and the steps that prepare it in the same container, such as a norm."""
         layer = max((each for each in self.with_layers if each < index), default=-1)
         parts = self.steps[index].name.split(".")
         shared = 0
         if layer >= 0:
             pairs = zip(self.steps[layer].name.split("."), parts, strict=False)
-            shared = next((place for place, (one, other) in enumerate(pairs) if one != other), 0)
+            shared = next((depth for depth, (one, other) in enumerate(pairs) if one != other), 0)
         part = ".".join(parts[: shared + 1])
         end = index - 1
         while end > layer and _is_within(self.steps[end].name, part):
@@ -65,7 +66,10 @@ class Chain:
         return end
 
     def name_of(self, index: int) -> str:
-        """The largest module that ends with a step; where that is called more than once, with the one before it."""
+        """The largest module that ends with a step; empty where there is none.
+
+        A module that is called more than once cannot end a section: the step before it is used instead.
+        """
         while index >= 0 and self.times[self.steps[index].name] > 1:
             index -= 1
         if index < 0:

@@ -1,4 +1,4 @@
-"""What a module puts out, by its shape: feature maps, tokens and vectors."""
+"""Module outputs by shape: feature maps, tokens and vectors."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 
 def as_map(features: Tensor) -> Tensor:
-    """A feature map as [B, C, H, W], whether it was that or, as in a Swin transformer, [B, H, W, C].
+    """A feature map in the layout [B, C, H, W], from that layout or from [B, H, W, C] (Swin transformer).
 
-    One whose second and third dimensions alone are equal is taken for the latter.
+    The shape decides: the layout is [B, H, W, C] where the second and third sizes are equal and the fourth differs.
     """
     channels_last = features.shape[1] == features.shape[2] != features.shape[3]
     return features.permute(0, 3, 1, 2) if channels_last else features
 
 
 def height(features: object) -> int | None:
-    """The height of a feature map, None of what is no feature map."""
+    """The height H of a feature map; None for anything that is not a tensor of four dimensions."""
     return as_map(features).shape[2] if isinstance(features, Tensor) and features.ndim == 4 else None
 
 
 def pooled(features: Tensor) -> Tensor:
-    """A feature map averaged over its places, tokens [B, T, D] over the tokens; a vector [B, D] as it is."""
+    """Features as vectors [B, D]: maps are averaged over positions, tokens [B, T, D] over T; vectors are unchanged."""
     if features.ndim == 4:
         return adaptive_avg_pool2d(as_map(features), 1).flatten(1)
     return features.mean(1) if features.ndim == 3 else features

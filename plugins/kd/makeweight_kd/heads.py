@@ -1,4 +1,4 @@
-"""The shallow classifiers of self-distillation, for feature maps and for vectors."""
+"""The shallow classifiers of self-distillation, for feature maps, tokens and vectors."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from .features import as_map, pooled
 
 SMALLEST_WIDTH = 8
+"""lower bound of the width of a head's features"""
 
 
 def bottleneck(widths: Sequence[int], stride: int = 2) -> nn.Sequential:
-    """Depthwise-separable convolutions [B, widths[0], H, W] → [B, widths[-1], H / 2^n, W / 2^n], one for each halving.
+    """Depthwise-separable convolutions in a row, n = len(widths) - 1 of them.
 
-    They bring a section's map to the size and the channels of the deepest one, as the bottleneck of Zhang et al. 2019
-    (figure 2) does; separable ones, as in the authors' journal code, cost little where the maps are large.
+    The shapes are [B, widths[0], H, W] → [B, widths[n], H / stride^n, W / stride^n].
+
+    They bring a section's map to the size and the channels of the deepest map (Zhang et al. 2019, figure 2). Separable
+    convolutions, as in the authors' journal code, are cheap on the large maps of early sections.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
@@ -28,11 +31,10 @@ def bottleneck(widths: Sequence[int], stride: int = 2) -> nn.Sequential:
 
 
 class Head(nn.Module):
-    """A bottleneck, pooling and a classifier after a section.
+    """A shallow classifier: a bottleneck, average pooling and a linear classifier.
 
-    A feature map goes through the bottleneck and is averaged over its places; a vector [B, D], or the mean of tokens
-    [B, T, D], through one hidden layer. `widths` are the channels before and after each of its convolutions, or the
-    width of the vector.
+    kind "map": the bottleneck is `bottleneck(widths, stride)`, and `widths` are its channels. kind "vector": it is one
+    hidden layer from widths[0] to widths[-1], on a vector [B, D] or on the mean of tokens [B, T, D].
     """
 
     def __init__(self, kind: str, widths: Sequence[int], num_classes: int, stride: int = 2) -> None:
@@ -48,13 +50,15 @@ class Head(nn.Module):
         return pooled(self.bottleneck(as_map(section) if section.ndim == 4 else pooled(section)))
 
     def forward(self, section: Tensor) -> Tensor:  # -> [B, classes]
-        return self.classifier(self.features(section))
+        logits: Tensor = self.classifier(self.features(section))
+        return logits
 
 
 def head_for(section: Tensor, deepest: Tensor | None, num_classes: int, width: int) -> Head:
-    """A head for a section with this output; `deepest` is the last feature map of the network, where it has one.
+    """A head for a section, chosen by the section's output [B, C, H, W], [B, T, D] or [B, D].
 
-    `width` is that of the deepest features: a vector's hidden layer is no wider.
+    `deepest` is the network's last feature map, or None; the bottleneck ends at its size. `width` is the length of the
+    deepest features, the upper bound of the hidden layer of a "vector" head.
     """
     if section.ndim != 4:
         given = section.shape[-1]
@@ -69,5 +73,5 @@ def head_for(section: Tensor, deepest: Tensor | None, num_classes: int, width: i
 
 
 def by_section(modules: Mapping[str, nn.Module]) -> nn.ModuleDict:
-    """Modules under names of their sections that torch takes: without dots, and none that its own attributes have."""
+    """A ModuleDict under names that torch accepts: made of the sections' names, without dots, unlike any attribute."""
     return nn.ModuleDict({f"after:{section.replace('.', ':')}": module for section, module in modules.items()})

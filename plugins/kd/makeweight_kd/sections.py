@@ -1,46 +1,45 @@
-"""Where a network is cut: the modules after which a shallow classifier is put, or attention is compared."""
+"""Cut a network into sections: the modules that end them feed shallow classifiers, or are compared with a teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from makeweight import UsageError
-from makeweight.plugin import did_you_mean
+from makeweight.plugin import UsageError, did_you_mean
 
 from .chain import Chain
 from .features import height
 from .trace import Trace
 
 MOST = 3
-"""shallow classifiers of a network: as many as a ResNet gets"""
+"""most sections that are found automatically, not counting the last: those of a ResNet"""
 FEWEST_LAYERS = 2
-"""layers in a section: a stem of one convolution is no section of its own"""
+"""a section has at least two layers, so that a stem of one convolution does not become a section"""
 HALVED = 0.6
-"""a map's height over that of the map before it, up to which it counts as halved"""
+"""a map counts as halved where its height is at most this fraction of the previous map's"""
 FOLLOWING = {f"torch.nn.modules.{kind}" for kind in ("activation", "batchnorm", "normalization")}
-"""what belongs to the layer before it"""
+"""modules of these kinds belong to the layer before them"""
 
 
 def find_sections(trace: Trace, names: Sequence[str] | None = None, option: str = "sections") -> list[str]:
-    """The names of the modules that end a section, in the order of the calls; the last section ends at the output.
+    """The names of the modules that end a section, in the order of the calls, without the last section.
 
-    A convolutional network is cut where its resolution halves: before a block or a convolution that does it, after a
-    pooling. So ResNets are cut after `layer1`, `layer2` and `layer3`. Any other is cut after its blocks or layers. At
-    most three, evenly spread. `names` are globs that say it otherwise. Raises UsageError where a glob matches nothing,
-    and where there is nothing to cut.
+    A convolutional network is cut where its resolution halves: before a block or convolution with a stride, and after
+    a pooling layer. ResNets are cut after `layer1`, `layer2` and `layer3`. Other networks are cut after their blocks
+    or layers. At most three cuts are made, evenly spread. `names` are globs that choose the modules instead, given as
+    the option `option`. Raises UsageError for a glob without a match, and for a network of one layer.
     """
     if names is not None:
         return _named(trace, names, option)
     chain = Chain(trace)
     found = _spread(_halvings(chain)) or _spread(_layers(chain))
     if not found:
-        raise UsageError("kd: a network of one layer has no sections to teach: name a teacher with --kd.teacher")
+        raise UsageError("kd: a network of one layer has no shallow sections: name a teacher with --kd.teacher")
     return found
 
 
 def find_maps(trace: Trace) -> list[str]:
-    """The ends of the sections, and that of the last one: where the attention of two networks is compared.
+    """The modules that end a section, the last section included: their feature maps are compared with a teacher's.
 
     Raises UsageError for a network without feature maps [B, C, H, W].
     """
@@ -56,9 +55,9 @@ def find_maps(trace: Trace) -> list[str]:
 
 
 def _halvings(chain: Chain) -> list[str]:
-    """Where the resolution halves, as long as a layer that gives a map comes after it."""
+    """The modules that end where the resolution halves, if a layer that outputs a map follows."""
     found: list[str] = []
-    begun, before = 0, None
+    start, before = 0, None
     for index, step in enumerate(chain.steps):
         size = height(step.output)
         if size is None:
@@ -67,19 +66,19 @@ def _halvings(chain: Chain) -> list[str]:
         if not halved or not any(each >= index and height(chain.steps[each].output) for each in chain.with_layers):
             continue
         end = chain.before(index) if index in chain.with_layers else index
-        if chain.layers_within(begun, end) >= FEWEST_LAYERS and (name := chain.name_of(end)):
+        if chain.layers_within(start, end) >= FEWEST_LAYERS and (name := chain.name_of(end)):
             found.append(name)
-            begun = end + 1
+            start = end + 1
     return found
 
 
 def _layers(chain: Chain) -> list[str]:
-    """After every step that has layers, but the last."""
+    """The modules that end with a step that has layers, without the last."""
     return [name for index in chain.with_layers[:-1] if (name := chain.name_of(index))]
 
 
 def _spread(names: list[str]) -> list[str]:
-    """At most MOST of the names, at which they cut evenly what they end and what follows the last."""
+    """At most MOST of the names, evenly spaced: the parts between them and after the last are of similar length."""
     count = min(MOST, len(names))
     return [names[-(-(index + 1) * (len(names) + 1) // (count + 1)) - 1] for index in range(count)]
 

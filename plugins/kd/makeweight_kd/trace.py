@@ -1,4 +1,4 @@
-"""What a model calls in one forward: the modules in their order, and what goes through them."""
+"""Trace one forward of a model: its module calls in order, with their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import torch
 from accelerate.utils import slice_tensors
 from torch import Tensor, nn
 
-from makeweight import UsageError
-from makeweight.plugin import KINDS, evaluating, logits_of
+from makeweight.plugin import KINDS, UsageError, evaluating, logits_of
 
 EXAMPLES = 4
-"""of a batch that are enough to see shapes"""
+"""examples in a trace: enough to see shapes, and to split a batch"""
 
 
 class Call(NamedTuple):
@@ -26,10 +25,11 @@ class Call(NamedTuple):
 
 
 class Trace:
-    """The calls of one forward of a few examples, each module's as it ended: what is inside a module stands before it.
+    """The module calls of one forward on a few examples, in the order in which they end: children before parents.
 
-    It runs in eval, without gradients, and without touching batch norm's statistics. Outputs are held as long as the
-    trace is, so that each is a tensor of its own. Raises UsageError for a model that gives no logits [B, classes].
+    The model runs in eval mode without gradients, so its batch norm statistics do not change. The trace keeps all
+    outputs alive, so that no two share memory by accident. Raises UsageError for a model whose output is not logits
+    [B, classes].
     """
 
     def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any], batch: Any) -> None:
@@ -45,33 +45,38 @@ class Trace:
                 handle.remove()
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UsageError(f"kd: the model's output has shape {shape}: expected logits, [examples, classes]")
+            raise UsageError(f"kd: the model's output has shape {shape}: expected logits of shape [examples, classes]")
         self.logits, self.classes = logits, logits.shape[1]
 
     def _keep(self, name: str, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
         self.calls.append(Call(name, next(iter([*inputs, *named.values()]), None), output))
 
     def of(self, model: nn.Module) -> Trace:
-        """The same batch through another model."""
+        """A trace of another model on the same batch."""
         return Trace(model, self.forward, self.batch)
 
     @property
     def names(self) -> list[str]:
-        """The names of the modules that were called, in the order of their first calls' ends."""
+        """The names of the called modules, in the order in which their first calls end."""
         return list(dict.fromkeys(call.name for call in self.calls))
 
     @property
     def last_layer(self) -> Call:
-        """The last call of a Linear or Conv, one without a name where there is none."""
+        """The last call of a Linear or Conv layer; a call with an empty name where there is none."""
         modules = dict(self.model.named_modules())
         layers = [call for call in self.calls if isinstance(modules[call.name], KINDS)]
         return layers[-1] if layers else Call("", None, None)
 
     def output_of(self, name: str, option: str = "sections") -> Tensor:
-        """The output of a module. Raises UsageError for one that is not called just once, or gives no tensor."""
+        """The output [B, C, H, W], [B, T, D] or [B, D] of a module.
+
+        Raises UsageError, naming the option, for a module that is not called exactly once, or has another output.
+        """
         found = [call.output for call in self.calls if call.name == name]
         if len(found) != 1:
-            raise UsageError(f"kd.{option} {name}: it is called {len(found)} times: name a module that is called once")
+            raise UsageError(
+                f"kd.{option} {name}: expected a module called once, this one is called {len(found)} times"
+            )
         if not isinstance(found[0], Tensor) or found[0].ndim not in (2, 3, 4):
-            raise UsageError(f"kd.{option} {name}: it gives no tensor [B, C, H, W], [B, T, D] or [B, D]: name another")
+            raise UsageError(f"kd.{option} {name}: expected a module with an output [B, C, H, W], [B, T, D] or [B, D]")
         return found[0]

@@ -1,4 +1,4 @@
-"""What the tests of kd share."""
+"""Helpers of kd's tests."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from makeweight import LoopOptions, Run, Stage, Trainer, hookimpl
-from makeweight.models import LeNet300, build
+from makeweight.discovery import name_of
+from makeweight.models.by_name import build
+from makeweight.models.lenets import LeNet300
 from makeweight.plugin import Structure, replace
-from makeweight.plugins import name_of
 from makeweight.task import call_model
 from makeweight_kd import Distillation
-from makeweight_kd.own_teacher import OwnTeacher
-from makeweight_kd.taught import Taught
+from makeweight_kd.self_distillation import SelfDistillation
+from makeweight_kd.teacher_distillation import TeacherDistillation
 from makeweight_kd.trace import Trace
 
 
@@ -30,7 +31,7 @@ def images(examples: int = 128, classes: int = 10, size: int = 8, channels: int 
 
 def trainer(*plugins: object, model: nn.Module | None = None, classes: int = 10, size: int = 8, channels: int = 1,
             examples: int = 128, **settings: Any) -> Trainer:  # fmt: skip
-    """A trainer on random images: two epochs of batches of 32 unless told otherwise."""
+    """A trainer on random images; by default two epochs with a batch size of 32."""
     torch.manual_seed(0)
     model = model or LeNet300((channels, size, size), classes)
     data = images(examples, classes, size, channels)
@@ -47,7 +48,7 @@ def traced(model: nn.Module, *shape: int) -> Trace:
 
 def staged(model: nn.Module, *stages: Sequence[object], out: Path | None = None, resume: bool = False,
            **settings: Any) -> Run:  # fmt: skip
-    """A run on random images with these plugins in each stage, of one epoch each unless told otherwise."""
+    """A run on random images with these plugins in each stage; by default one epoch a stage."""
     options = LoopOptions(**{"batch_size": 32, "epochs": 1, **settings})
     named = [Stage(options, {name_of(plugin): plugin for plugin in plugins}) for plugins in stages]
     return Run(model, images(), None, named, out=out, resume=resume)
@@ -55,7 +56,7 @@ def staged(model: nn.Module, *stages: Sequence[object], out: Path | None = None,
 
 @dataclass(eq=False)
 class Look:
-    """Shows a trainer to functions, before training and after each epoch."""
+    """Calls functions with the trainer, before training and after each epoch."""
 
     begin: Callable[[Trainer], None] | None = None
     end: Callable[[Trainer, dict[str, float]], None] | None = None
@@ -71,21 +72,21 @@ class Look:
             self.end(trainer, metrics)
 
 
-def own(plugin: Distillation) -> OwnTeacher:
-    """What a plugin in whose stage the network learns from itself has attached."""
-    assert isinstance(plugin.part, OwnTeacher)
-    return plugin.part
+def self_distillation(plugin: Distillation) -> SelfDistillation:
+    """The plugin's method in a stage without teachers."""
+    assert isinstance(plugin.method, SelfDistillation)
+    return plugin.method
 
 
-def taught(plugin: Distillation) -> Taught:
-    """The same of a stage with teachers."""
-    assert isinstance(plugin.part, Taught)
-    return plugin.part
+def teacher_distillation(plugin: Distillation) -> TeacherDistillation:
+    """The plugin's method in a stage with teachers."""
+    assert isinstance(plugin.method, TeacherDistillation)
+    return plugin.method
 
 
 @dataclass(eq=False)
 class Change:
-    """Puts layers of other widths into a network of `layers`, or two layers in the place of one."""
+    """Changes the widths of layers in the network of `layers`, or replaces one layer by two."""
 
     to: str = "narrow"
     ending: bool = False
@@ -109,7 +110,7 @@ class Change:
 
 
 def install_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `Change` be found by its entry point, as resuming and loading need it."""
+    """Install an entry point for `Change`: resuming and loading find it by that."""
     info = folder / "change-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: change\nVersion: 1.0\n")
@@ -131,7 +132,7 @@ def assert_same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> 
 
 
 class Recorder(nn.Module):
-    """A teacher that says what it is told to."""
+    """A teacher that returns a given answer."""
 
     def __init__(self, answer: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Attention transfer and hints against references written from the papers' formulas."""
+"""Attention transfer and hints against references written after the papers' formulas."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_attention_distance_is_that_of_equation_2() -> None:
     assert float(attention_distance(student, teacher)) == pytest.approx(reference / 5 / (4 * 6), abs=1e-6)
 
 
-def test_attention_is_the_same_of_a_map_and_of_its_multiple_and_its_gradient_is_finite() -> None:
+def test_attention_does_not_depend_on_a_maps_scale_and_its_gradient_is_finite() -> None:
     student = torch.rand(2, 3, 4, 4, requires_grad=True)
     distance = attention_distance(student, 5 * student.detach())
     distance.backward()
@@ -63,7 +63,7 @@ def test_hint_distance_is_half_the_squared_norm_over_the_number_of_elements() ->
     assert float(hint_distance(torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 2.0]]))) == 9 / 2 / 2
 
 
-def test_an_adapter_gives_the_teachers_width_of_maps_vectors_and_a_mixture() -> None:
+def test_an_adapter_outputs_the_teachers_width_for_maps_vectors_and_a_mixture() -> None:
     maps, vectors = torch.rand(2, 3, 8, 8), torch.rand(2, 5)
     assert Adapter(maps, torch.rand(2, 7, 4, 4))(maps).shape == (2, 7, 8, 8)
     assert Adapter(vectors, torch.rand(2, 9))(vectors).shape == (2, 9)

@@ -1,4 +1,4 @@
-"""Exits: kept in the export, answered one by one or together, and taken early by the examples that are sure."""
+"""Exits: exported, evaluated one by one and as an ensemble, and taken early by confident examples."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from makeweight import MakeweightError, UsageError, load, load_tensors
-from makeweight.artifact import Artifact, read, write
-from makeweight.models import build
+from makeweight.files.artifact import Artifact, read, write
+from makeweight.models.by_name import build
 from makeweight_kd import Distillation, exits_of
-from makeweight_kd.check import leaving
-from makeweight_kd.exits import ways
+from makeweight_kd.check import early_exit_problem
+from makeweight_kd.exits import exit_policies
 from makeweight_kd.record import read_exits
 
 from .helpers_kd import small_resnet, trainer
@@ -42,7 +42,7 @@ def x() -> Tensor:
     return torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def test_a_loaded_model_answers_with_its_deepest_exit_and_all_of_them_are_at_hand(model: Any, x: Tensor) -> None:
+def test_a_loaded_model_computes_its_deepest_exit_and_offers_all_exits(model: Any, x: Tensor) -> None:
     with torch.no_grad():
         found = model.exits(x)
         assert [logits.shape for logits in found] == [(40, 10)] * 3
@@ -54,7 +54,7 @@ def test_a_loaded_model_answers_with_its_deepest_exit_and_all_of_them_are_at_han
         assert torch.allclose(model.exits({"x": x})[0], found[0])
 
 
-def test_exits_are_of_the_models_precision_and_are_read_anew(model: Any, exported: Path, x: Tensor) -> None:
+def test_exits_follow_the_models_precision_and_are_replaced_by_a_load(model: Any, exported: Path, x: Tensor) -> None:
     with torch.no_grad():
         single = model.exits(x)
         for rounded, logits in zip(model.double().exits(x.double()), single, strict=True):
@@ -65,10 +65,10 @@ def test_exits_are_of_the_models_precision_and_are_read_anew(model: Any, exporte
                 model.exits.at(x, index)
         again: Any = load(exported, load(exported, small_resnet(seed=2))).eval()
         assert torch.equal(again.exits(x)[0], single[0])
-    assert list(ways(again, [0.9], [2])) == ["exit 2", "ensemble", "confidence 0.9"]
+    assert list(exit_policies(again, [0.9], [2])) == ["exit 2", "ensemble", "confidence 0.9"]
 
 
-def test_the_exits_are_those_that_were_trained(tmp_path: Path, x: Tensor) -> None:
+def test_exported_exits_compute_as_the_trained_heads(tmp_path: Path, x: Tensor) -> None:
     plugin = Distillation(exits="all")
     run = trainer(plugin, model=small_resnet(), epochs=1, lr=0.1)
     run.fit()
@@ -84,7 +84,7 @@ def test_the_exits_are_those_that_were_trained(tmp_path: Path, x: Tensor) -> Non
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
-def test_each_example_takes_the_first_exit_that_is_sure_enough(model: Any, x: Tensor, share: float) -> None:
+def test_each_example_takes_the_first_exit_that_reaches_the_threshold(model: Any, x: Tensor, share: float) -> None:
     with torch.no_grad():
         every = torch.stack(model.exits(x))  # [exits, B, classes]
         confidences = every.softmax(2).amax(2)
@@ -100,11 +100,11 @@ def test_each_example_takes_the_first_exit_that_is_sure_enough(model: Any, x: Te
 def multiply_accumulates(function: Any) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         function()
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops() / 2)
 
 
-def test_what_comes_after_an_exit_is_not_computed_for_those_that_left(model: Any, x: Tensor) -> None:
-    """Multiply-accumulates of a batch are the sum over its examples of what lies before the exit that each took."""
+def test_the_network_after_an_exit_is_not_computed_for_examples_that_left(model: Any, x: Tensor) -> None:
+    """A batch costs the sum over its examples of the multiply-accumulates up to the exit that each takes."""
     one = x[:1]
     first, whole = (multiply_accumulates(lambda t=t: model.exits.confident(one, t)) for t in (0.0, 1.1))
     assert multiply_accumulates(lambda: model.exits.at(one, 0)) == first
@@ -123,16 +123,17 @@ def test_what_comes_after_an_exit_is_not_computed_for_those_that_left(model: Any
 
 
 def _until_head(model: Any, x: Tensor) -> Tensor:
-    """The trunk as far as the first section."""
-    return model.layer1(torch.relu(model.bn1(model.conv1(x))))
+    """The trunk up to the end of the first section."""
+    output: Tensor = model.layer1(torch.relu(model.bn1(model.conv1(x))))
+    return output
 
 
-def test_a_model_that_trains_does_not_stop_early(model: Any, x: Tensor) -> None:
+def test_early_exit_is_refused_in_training_mode(model: Any, x: Tensor) -> None:
     with pytest.raises(MakeweightError, match=r"model\.eval\(\)"):
         model.train().exits.confident(x, 0.5)
 
 
-def test_the_exits_are_no_part_of_the_models_state(exported: Path, model: Any) -> None:
+def test_exits_are_not_in_the_models_state_dict(exported: Path, model: Any) -> None:
     import copy
 
     assert list(model.state_dict()) == list(small_resnet().state_dict())
@@ -145,7 +146,7 @@ def test_the_exits_are_no_part_of_the_models_state(exported: Path, model: Any) -
     assert any(name.startswith("kd.exit1.") for name in load_tensors(exported))
 
 
-def test_some_exits_can_be_kept(tmp_path: Path, x: Tensor) -> None:
+def test_exits_can_be_exported_selectively(tmp_path: Path, x: Tensor) -> None:
     run = trainer(Distillation(exits=2), model=small_resnet(), epochs=1)
     run.set_up()
     run.export(tmp_path / "model.safetensors")
@@ -153,10 +154,10 @@ def test_some_exits_can_be_kept(tmp_path: Path, x: Tensor) -> None:
     assert restored.exits.numbers == [2]
     assert restored.exits.sections == ["layer2"]
     assert len(restored.exits(x)) == 2
-    assert list(ways(restored, [0.5, 0.9])) == ["exit 2", "ensemble", "confidence 0.5", "confidence 0.9"]
+    assert list(exit_policies(restored, [0.5, 0.9])) == ["exit 2", "ensemble", "confidence 0.5", "confidence 0.9"]
 
 
-def test_exits_of_vectors_and_of_tokens_are_kept_too(tmp_path: Path, x: Tensor) -> None:
+def test_exits_after_vectors_are_exported(tmp_path: Path, x: Tensor) -> None:
     run = trainer(Distillation(exits="all"))
     run.set_up()
     run.export(tmp_path / "model.safetensors")
@@ -166,22 +167,22 @@ def test_exits_of_vectors_and_of_tokens_are_kept_too(tmp_path: Path, x: Tensor) 
         assert torch.allclose(restored.exits.confident(x, 1.1)[0], restored(x), atol=1e-6)
 
 
-def test_a_model_that_was_exported_without_exits_says_so(tmp_path: Path) -> None:
+def test_a_model_without_exits_is_an_error_that_names_the_option(tmp_path: Path) -> None:
     run = trainer(Distillation())
     run.set_up()
     artifact = run.export(tmp_path / "model.safetensors")
     assert artifact is not None
     restored = load(tmp_path / "model.safetensors", build("lenet300", (1, 8, 8), 10))
-    with pytest.raises(MakeweightError, match=r"it was exported without them; --kd\.exits all keeps them"):
+    with pytest.raises(MakeweightError, match=r"the model has no exits: it was exported without --kd\.exits"):
         exits_of(restored)
     for options, given in (({"exits": "all"}, "exits all"), ({"confidence": 0.5}, r"confidence 0\.5")):
-        with pytest.raises(UsageError, match=rf"kd\.{given}: the file was exported without exits"):
+        with pytest.raises(UsageError, match=rf"kd\.{given}: the file has no exits: export it with"):
             Distillation(**options).on_evaluate(artifact, restored)
     assert Distillation().on_evaluate(artifact, restored) == {}
 
 
 class Long(nn.Module):
-    """A connection that jumps over the end of a section, and a network whose examples see each other."""
+    """A network with a connection that bypasses a section, or one whose examples depend on each other."""
 
     def __init__(self, mixing: bool) -> None:
         super().__init__()
@@ -191,19 +192,22 @@ class Long(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
         after = self.second(torch.relu(self.first(x)))
-        return self.last(after - after.mean(0) if self.mixing else x + after)
+        logits: Tensor = self.last(after - after.mean(0) if self.mixing else x + after)
+        return logits
 
 
-@pytest.mark.parametrize(("mixing", "reason"), [(False, "no example can leave the batch"), (True, "logits change")])
-def test_sections_after_which_no_example_can_leave_are_refused(mixing: bool, reason: str) -> None:
-    with pytest.raises(UsageError, match=rf"kd\.exits all: after first .*{reason}.*--kd\.sections"):
+@pytest.mark.parametrize(("mixing", "reason"), [(False, "must match the size"), (True, "logits change")])
+def test_exits_at_which_examples_cannot_leave_the_batch_are_refused(mixing: bool, reason: str) -> None:
+    with pytest.raises(
+        UsageError, match=rf"kd\.exits all: examples cannot leave the batch after first .*{reason}.*--kd\.sections"
+    ):
         trainer(Distillation(exits="all", sections=["first"]), model=Long(mixing)).set_up()
 
 
 @pytest.mark.parametrize(
     ("name", "size"), [("densenet121", 32), ("mobilenet_v3_small", 64), ("vgg11", 32), ("shufflenet_v2_x0_5", 32)]
 )
-def test_examples_can_leave_the_networks_of_torchvision_after_each_section(name: str, size: int) -> None:
+def test_examples_can_leave_torchvision_networks_after_each_section(name: str, size: int) -> None:
     from makeweight_kd.sections import find_sections
 
     from .helpers_kd import traced
@@ -215,7 +219,7 @@ def test_examples_can_leave_the_networks_of_torchvision_after_each_section(name:
         for tensor in [*model.parameters(), *model.buffers()]:
             tensor.fill_(0.01) if tensor.is_floating_point() else tensor.zero_()
     trace = traced(model, 3, size, size)
-    assert [leaving(trace, name) for name in find_sections(trace)] == [None] * len(find_sections(trace))
+    assert [early_exit_problem(trace, name) for name in find_sections(trace)] == [None] * len(find_sections(trace))
 
 
 RECORD = {"number": 1, "section": "fc1", "kind": "vector", "widths": [300, 300], "stride": 2, "classes": 10}
@@ -240,8 +244,8 @@ def damaged(**changes: Any) -> Any:
         (damaged(kind="code"), "is damaged"),
         (damaged(section=["fc1"]), "is damaged"),
         (damaged(stride=7), "is damaged"),
-        (damaged(section="fc9"), "exit 1 stands after 'fc9', which the model has not: did you mean"),
-        (damaged(section=""), "exit 1 stands after ''"),
+        (damaged(section="fc9"), "exit 1 reads module 'fc9', which the model does not have: did you mean"),
+        (damaged(section=""), "exit 1 reads module ''"),
         (
             damaged(widths=[300, 1 << 20]),
             r"kd\.exit1\.bottleneck\.1\.weight: expected a torch\.float32 tensor of shape",
@@ -249,7 +253,7 @@ def damaged(**changes: Any) -> Any:
         (damaged(number=2), r"kd\.exit2\.bottleneck\.1\.weight: expected"),
     ],
 )
-def test_a_record_that_is_not_as_it_was_written_is_refused(record: Any, message: str) -> None:
+def test_a_damaged_record_is_refused(record: Any, message: str) -> None:
     head = {"bottleneck.1.weight": (300, 300), "bottleneck.1.bias": (300,), "classifier.weight": (10, 300),
             "classifier.bias": (10,)}  # fmt: skip
     tensors = {f"kd.exit1.{name}": torch.zeros(shape) for name, shape in head.items()}
@@ -257,7 +261,7 @@ def test_a_record_that_is_not_as_it_was_written_is_refused(record: Any, message:
         read_exits(record, tensors, build("lenet300", (1, 8, 8), 10))
 
 
-def test_a_record_says_in_json_what_the_tensors_hold(exported: Path, tmp_path: Path) -> None:
+def test_the_record_is_json_and_matches_the_tensors(exported: Path, tmp_path: Path) -> None:
     artifact = read(exported)
     exits = artifact.metadata["kd"]["exits"]
     assert json.loads(json.dumps(exits)) == exits
@@ -266,5 +270,5 @@ def test_a_record_says_in_json_what_the_tensors_hold(exported: Path, tmp_path: P
     ]  # fmt: skip
     tensors = dict(artifact.tensors) | {"kd.exit2.more": torch.zeros(1)}
     write(Artifact(tensors, artifact.metadata), tmp_path / "more.safetensors")
-    with pytest.raises(MakeweightError, match=r"more\.safetensors: holds kd\.exit2\.more, which its exit has not"):
+    with pytest.raises(MakeweightError, match=r"more\.safetensors: holds kd\.exit2\.more, which exit 2 does not have"):
         load(tmp_path / "more.safetensors", small_resnet())

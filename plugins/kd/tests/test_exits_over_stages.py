@@ -1,4 +1,4 @@
-"""Exits that one stage trains and a later one keeps: frozen, exported, and dropped where the network has changed."""
+"""Exits that one stage trains and a later stage exports: frozen, and refused where the network has changed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from makeweight import MakeweightError, Run, Trainer, UsageError, checkpoint, load, load_tensors
+from makeweight import MakeweightError, Run, Trainer, UsageError, load, load_tensors
+from makeweight.training import checkpoint
 from makeweight_kd import Distillation, exits_of
 
-from .helpers_kd import Change, Look, assert_same_bits, install_change, layers, own, small_resnet, staged, trainer
+from .helpers_kd import (
+    Change,
+    Look,
+    assert_same_bits,
+    install_change,
+    layers,
+    self_distillation,
+    small_resnet,
+    staged,
+    trainer,
+)
+
+pytestmark = pytest.mark.slow  # each test trains several stages
 
 TAUGHT: dict[str, Any] = {"teacher": "initial", "exits": "all"}
 
@@ -31,7 +44,7 @@ def written(path: Path) -> list[Tensor]:
 @pytest.mark.parametrize(
     "later", [TAUGHT, {"weight": 0, "exits": "all"}, {"teacher": "initial", "exits": "all", "weight": 0}]
 )
-def test_exits_live_on_frozen_through_a_stage_that_does_not_train_them(later: dict[str, Any], tmp_path: Path) -> None:
+def test_a_later_stage_keeps_exits_frozen_and_exports_them(later: dict[str, Any], tmp_path: Path) -> None:
     ended: list[dict[str, Tensor]] = []
     look = Look(end=lambda trainer, metrics: ended.append(heads_of(trainer)))
     plugins = Distillation(exits="all"), Distillation(**later)
@@ -48,8 +61,8 @@ def test_exits_live_on_frozen_through_a_stage_that_does_not_train_them(later: di
     assert_same_bits(dict(enumerate(first.values())), dict(enumerate(exits.heads.state_dict().values())))  # type: ignore[arg-type]
 
 
-def test_exits_that_only_the_last_stage_asks_for_are_those_that_an_earlier_one_trained(tmp_path: Path) -> None:
-    """Through a stage that knows nothing of them."""
+def test_the_last_stage_alone_can_export_the_exits_of_an_earlier_one(tmp_path: Path) -> None:
+    """The stage between them does not set `exits`."""
     ended: list[dict[str, Tensor]] = []
     look = Look(end=lambda trainer, metrics: ended.append(heads_of(trainer)))
     run = staged(small_resnet(), [Distillation(), look], [Distillation(teacher="initial")], [Distillation(**TAUGHT)])
@@ -60,7 +73,7 @@ def test_exits_that_only_the_last_stage_asks_for_are_those_that_an_earlier_one_t
     assert_same_bits(dict(enumerate(first.values())), dict(enumerate(exits.heads.state_dict().values())))  # type: ignore[arg-type]
 
 
-def test_a_network_that_learns_from_itself_again_goes_on_with_its_classifiers(tmp_path: Path) -> None:
+def test_a_later_stage_of_self_distillation_continues_with_the_trained_classifiers(tmp_path: Path) -> None:
     began: list[dict[str, Tensor]] = []
     ended: list[dict[str, Tensor]] = []
     first = Look(end=lambda trainer, metrics: ended.append(heads_of(trainer)))
@@ -101,14 +114,16 @@ def test_exits_are_the_same_bits_when_resumed_from_every_checkpoint(
 # Another structure.
 
 
-def test_exits_that_do_not_fit_a_new_structure_are_refused_when_the_stage_begins() -> None:
+def test_exits_that_do_not_fit_a_new_structure_are_refused_at_the_start_of_the_stage() -> None:
     run = staged(layers(), [Distillation(exits="all")], [Change(), Distillation(**TAUGHT)])
-    with pytest.raises(UsageError, match=r"kd\.exits all: expected a stage without a teacher before .* as it is now"):
+    with pytest.raises(
+        UsageError, match=r"kd\.exits all: expected an earlier stage without a teacher .* present structure"
+    ):
         run.fit()
     staged(layers(), [Distillation(exits="all")], [Change(), Distillation(teacher="initial")]).fit()  # not asked for
 
 
-def test_exits_that_fit_a_new_structure_are_kept(tmp_path: Path) -> None:
+def test_exits_that_fit_a_new_structure_are_exported(tmp_path: Path) -> None:
     first = Distillation(exits="all", sections=["first"])
     run = staged(layers(), [first], [Change("last"), Distillation(**TAUGHT, sections=["first"])])
     run.fit()
@@ -120,10 +135,10 @@ def test_exits_that_fit_a_new_structure_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"teacher": "initial"}])
-def test_a_structure_at_the_end_keeps_the_exits_that_fit_and_refuses_the_others(
+def test_a_structure_at_the_end_of_a_stage_exports_exits_that_fit_and_refuses_others(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same where the run is resumed from its last checkpoint, after the change."""
+    """Also when the run is resumed from its last checkpoint, after the change."""
     install_change(tmp_path, monkeypatch)
     for to, fits in (("last", True), ("narrow", False)):
         kept: dict[str, Any] = {"exits": "all", "sections": ["first"]}
@@ -146,38 +161,41 @@ def test_a_structure_at_the_end_keeps_the_exits_that_fit_and_refuses_the_others(
                 assert [logits.shape for logits in exits(torch.zeros(2, 1, 8, 8))] == [(2, 10), (2, 10)]
             else:
                 assert found.trainer.export_size() > 0  # a trial
-                with pytest.raises(MakeweightError, match=r"kd\.exits all: there are no shallow classifiers to keep"):
+                with pytest.raises(MakeweightError, match=r"kd\.exits all: there are no shallow classifiers to export"):
                     found.export(tmp_path / "model.safetensors")
         if fits:
             assert_same_bits(*(load_tensors(tmp_path / f"{resume}.safetensors") for resume in (False, True)))
 
 
-def test_a_network_that_learns_from_itself_is_cut_anew_where_its_structure_changed() -> None:
+def test_self_distillation_finds_new_sections_after_a_change_of_structure() -> None:
     plugins = Distillation(), Distillation(exits="all")
     staged(layers(), [plugins[0]], [Change("two"), plugins[1]]).fit()
-    assert [own(plugin).sections for plugin in plugins] == [["first", "second"], ["first.0", "first", "second"]]
+    assert [self_distillation(plugin).sections for plugin in plugins] == [
+        ["first", "second"],
+        ["first.0", "first", "second"],
+    ]
 
 
 # Exits that no stage trained.
 
 
-def test_exits_of_a_stage_that_is_off_may_come_from_a_later_one(tmp_path: Path) -> None:
+def test_a_stage_of_weight_0_may_set_exits_that_a_later_stage_trains(tmp_path: Path) -> None:
     run = staged(layers(), [Distillation(weight=0, exits="all")], [Distillation(exits="all")])
     run.fit()
     run.export(tmp_path / "model.safetensors")
     assert len(written(tmp_path / "model.safetensors")) > 0
 
 
-def test_exits_that_no_stage_trained_are_no_silent_success(tmp_path: Path) -> None:
+def test_exporting_exits_that_no_stage_trained_is_an_error(tmp_path: Path) -> None:
     run = trainer(Distillation(weight=0, exits="all"), epochs=1)
     run.fit()
     assert run.export_size() > 0
-    with pytest.raises(MakeweightError, match=r"kd\.exits all: there are no shallow classifiers to keep: no stage"):
+    with pytest.raises(MakeweightError, match=r"kd\.exits all: there are no shallow classifiers to export: no stage"):
         run.export(tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())
 
 
-# A checkpoint from a stranger.
+# An untrusted checkpoint.
 
 ENTRY = {"section": "first", "kind": "vector", "widths": [12, 12], "stride": 2, "classes": 10}
 
@@ -188,22 +206,22 @@ ENTRY = {"section": "first", "kind": "vector", "widths": [12, 12], "stride": 2, 
         (None, "damaged: expected a list"),
         (["first"], "damaged: expected section"),
         ([ENTRY | {"more": 1}], "damaged: expected section"),
-        ([ENTRY | {"widths": [12, 1 << 40]}], "is damaged: {"),
-        ([ENTRY | {"widths": 3}], "is damaged: {"),
-        ([ENTRY | {"kind": ["map"]}], "is damaged: {"),
-        ([ENTRY | {"section": 1}], "is damaged: {"),
+        ([ENTRY | {"widths": [12, 1 << 40]}], "is damaged: unexpected value in {"),
+        ([ENTRY | {"widths": 3}], "is damaged: unexpected value in {"),
+        ([ENTRY | {"kind": ["map"]}], "is damaged: unexpected value in {"),
+        ([ENTRY | {"section": 1}], "is damaged: unexpected value in {"),
         ([ENTRY] * 2000, "damaged: expected a list"),
-        ([], "expected a stage without a teacher before this one"),
-        ([ENTRY | {"section": "fc9"}], "whose shallow classifiers fit the network"),
-        ([ENTRY | {"section": ""}], "whose shallow classifiers fit the network"),
-        ([ENTRY | {"widths": [11, 12]}], "whose shallow classifiers fit the network"),
-        ([ENTRY | {"classes": 11}], "whose shallow classifiers fit the network"),
-        ([ENTRY | {"kind": "map"}], "whose shallow classifiers fit the network"),
-        ([ENTRY | {"widths": [12, 1 << 20]}], "whose shallow classifiers fit the network"),
-        ([ENTRY | {"widths": [12, 13]}], "auxiliary module 'kd' is missing, or not this run's"),
+        ([], "expected an earlier stage without a teacher"),
+        ([ENTRY | {"section": "fc9"}], "for the network's present structure"),
+        ([ENTRY | {"section": ""}], "for the network's present structure"),
+        ([ENTRY | {"widths": [11, 12]}], "for the network's present structure"),
+        ([ENTRY | {"classes": 11}], "for the network's present structure"),
+        ([ENTRY | {"kind": "map"}], "for the network's present structure"),
+        ([ENTRY | {"widths": [12, 1 << 20]}], "for the network's present structure"),
+        ([ENTRY | {"widths": [12, 13]}], "no auxiliary module 'kd' with the shapes of this run"),
     ],
 )
-def test_a_state_that_is_not_as_it_was_written_is_refused(heads: Any, message: str, tmp_path: Path) -> None:
+def test_a_damaged_state_is_refused(heads: Any, message: str, tmp_path: Path) -> None:
     def run(resume: bool = False) -> Run:
         plugins = Distillation(exits="all", sections=["first"]), Distillation(**TAUGHT)
         return staged(layers(), *([plugin] for plugin in plugins), out=tmp_path, resume=resume)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from makeweight import load_tensors
-from makeweight.cli import main
+from makeweight.commands.cli import main
 from makeweight.testing import free_port, run_trainer
 
 RECIPE = """
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_stages_with_themselves_and_with_what_they_were_as_teachers_run_in_two_processes(run: Path) -> None:
+def test_self_distillation_and_the_initial_teacher_run_in_two_processes(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert summary["processes"] == 2
     assert summary["steps"] == 4
@@ -56,7 +56,7 @@ def test_stages_with_themselves_and_with_what_they_were_as_teachers_run_in_two_p
 
 
 def test_the_initial_teacher_survives_a_resume_in_two_processes(run: Path, tmp_path: Path) -> None:
-    """Killed after the second stage's first step, it ends with the bits of the unbroken run."""
+    """Killed after the second stage's first step, the run ends with the same bits as the uninterrupted one."""
     broken = shutil.copytree(run, tmp_path / "run")
     third, fourth = sorted((broken / "checkpoints").iterdir())
     assert third.name == "step-000000003-stage-001"
@@ -70,9 +70,7 @@ def test_the_initial_teacher_survives_a_resume_in_two_processes(run: Path, tmp_p
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-def test_evaluate_shows_each_exit_the_ensemble_and_stopping_early(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_shows_each_exit_the_ensemble_and_early_exit(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run / "model.safetensors"), "--no-latency"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {name: next(line for line in lines if line.strip().startswith(name)) for name in (
@@ -85,7 +83,7 @@ def test_evaluate_shows_each_exit_the_ensemble_and_stopping_early(
     assert "confidence 0.3" in capsys.readouterr().out
 
 
-def test_exits_of_a_file_without_them_are_an_error(
+def test_asking_for_exits_of_a_file_without_exits_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -95,7 +93,7 @@ def test_exits_of_a_file_without_them_are_an_error(
     assert main(["evaluate", "plain/model.safetensors", "--no-latency", "--kd.exits", "all"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "kd.exits all: the file was exported without exits: --kd.exits all keeps them" in error
+    assert "kd.exits all: the file has no exits: export it with --kd.exits all" in error
 
 
 SCRIPT = """
@@ -131,7 +129,7 @@ run = Run(model, data, None, [Stage(options, {"kd": each, "seen": look}) for eac
 metrics = run.fit()
 result = {"processes": run.accelerator.num_processes, "stages": [each.state for each in seen], "metrics": metrics,
           "data": digests([("x", data[0])]),
-          "teacher": digests(plugins[1].part.models["initial"].named_parameters())}
+          "teacher": digests(plugins[1].method.models["initial"].named_parameters())}
 run.export("out.safetensors")
 with open(f"rank{rank}.json", "w") as file:
     json.dump(result, file)

@@ -1,4 +1,4 @@
-"""Each loss against a reference written from the paper's formula, number by number."""
+"""Each loss against a scalar reference written after the paper's formula."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def softmax(logits: list[float], temperature: float) -> list[float]:
 
 
 def kl(student: Tensor, teachers: list[Tensor], temperature: float) -> float:
-    """KL(p ‖ q), the mean over the examples; p is the mean of the teachers' softened probabilities."""
+    """KL(p ‖ q) averaged over the examples; p is the mean of the teachers' softened probabilities."""
     reference = 0.0
     for row, q in enumerate(softmax(logits, temperature) for logits in student.tolist()):
         each = [softmax(teacher[row].tolist(), temperature) for teacher in teachers]
@@ -28,7 +28,7 @@ def kl(student: Tensor, teachers: list[Tensor], temperature: float) -> float:
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0, 10.0])
 @pytest.mark.parametrize("count", [1, 3])
-def test_divergence_is_the_kl_of_the_teachers_mean_probability_from_the_student(temperature: float, count: int) -> None:
+def test_divergence_is_the_kl_from_the_student_to_the_teachers_mean_probability(temperature: float, count: int) -> None:
     torch.manual_seed(0)
     student, *teachers = torch.randn(1 + count, 7, 5).mul(3).unbind()
     expected = kl(student, teachers, temperature)
@@ -38,12 +38,12 @@ def test_divergence_is_the_kl_of_the_teachers_mean_probability_from_the_student(
         assert abs(expected - kl(teachers[0], [student], temperature)) > 1e-4  # the direction matters
 
 
-def test_an_ensemble_says_the_mean_of_its_members_probabilities() -> None:
+def test_an_ensemble_predicts_the_mean_probability_of_its_members() -> None:
     logits = [torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[math.log(9.0), 0.0]])]
     assert log_mean_probability(logits).exp().tolist() == [pytest.approx([(1 / 4 + 9 / 10) / 2, (3 / 4 + 1 / 10) / 2])]
 
 
-def test_an_ensemble_of_equals_says_what_each_does() -> None:
+def test_an_ensemble_of_equal_members_predicts_as_each_member() -> None:
     logits = torch.randn(4, 10)
     assert torch.allclose(log_mean_probability([logits] * 3), logits.log_softmax(1), atol=1e-6)
 
@@ -60,7 +60,7 @@ def test_hintons_gradient_tends_to_the_difference_of_logits_at_high_temperature(
     assert torch.allclose(student.grad, expected, rtol=0.05, atol=1e-7)
 
 
-def test_no_gradient_flows_into_the_teacher_or_the_deepest() -> None:
+def test_teacher_and_deepest_features_get_no_gradient() -> None:
     student, teacher = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
     (divergence(student, [teacher, teacher], 3.0) + feature_distance(student, teacher)).backward()
     assert student.grad is not None

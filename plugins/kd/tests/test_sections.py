@@ -1,4 +1,4 @@
-"""Where networks are cut: every torchvision classification family, plain networks, and modules by name."""
+"""Sections of every torchvision classification family, of plain networks, and of modules given by name."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from makeweight import UsageError
-from makeweight.models import build
+from makeweight.models.by_name import build
 from makeweight_kd.sections import find_maps, find_sections
 
 from .helpers_kd import traced
 
 
 @pytest.fixture(autouse=True)
-def no_numbers() -> Iterator[None]:
-    """Shapes alone say where a network is cut: no weight is drawn, and nothing is computed."""
+def meta_device() -> Iterator[None]:
+    """Sections depend on shapes only: models are built on the meta device, without weights."""
     with torch.device("meta"):
         yield
 
@@ -72,23 +72,24 @@ def test_sections_of_a_plain_sequential_network_are_spread_over_its_layers() -> 
 
 
 class Wrapper(nn.Module):
-    """A backbone and a classifier, as people write it."""
+    """A backbone and a classifier in one module, a common pattern."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone, self.classifier = backbone, nn.Linear(10, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(torch.relu(self.backbone(x)))
+        logits: torch.Tensor = self.classifier(torch.relu(self.backbone(x)))
+        return logits
 
 
-def test_a_wrapped_network_is_cut_as_it_is_alone() -> None:
+def test_a_wrapped_network_has_the_sections_of_the_network_itself() -> None:
     model = Wrapper(build("resnet20", (1, 16, 16), 10))
     assert find_sections(traced(model, 1, 16, 16)) == ["backbone.layer1", "backbone.layer2"]
 
 
 class Backwards(nn.Module):
-    """Makes its layers in another order than it calls them."""
+    """Defines its layers in another order than it calls them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,14 +98,15 @@ class Backwards(nn.Module):
         self.first = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.second(self.first(x)).mean((2, 3)))
+        logits: torch.Tensor = self.classifier(self.second(self.first(x)).mean((2, 3)))
+        return logits
 
 
 def test_sections_follow_the_order_of_the_calls() -> None:
     assert find_sections(traced(Backwards(), 1, 8, 8)) == ["first"]
 
 
-def test_named_sections_are_taken_and_unknown_ones_refused() -> None:
+def test_sections_can_be_named_and_unknown_names_are_refused() -> None:
     trace = traced(build("resnet18", (3, 32, 32), 10), 3, 32, 32)
     assert find_sections(trace, ["layer2", "layer3.0"]) == ["layer2", "layer3.0"]
     with pytest.raises(UsageError, match=r"kd\.sections: no module matches 'layer9': did you mean"):
@@ -116,9 +118,11 @@ def test_a_network_of_one_layer_has_no_sections() -> None:
         find_sections(traced(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), 4))
 
 
-def test_a_module_that_is_called_twice_ends_no_section() -> None:
+def test_a_module_that_is_called_twice_cannot_end_a_section() -> None:
     trace = traced(build("lenet5", (1, 28, 28), 10), 1, 28, 28)
-    with pytest.raises(UsageError, match=r"kd\.sections pool: it is called 2 times"):
+    with pytest.raises(
+        UsageError, match=r"kd\.sections pool: expected a module called once, this one is called 2 times"
+    ):
         trace.output_of("pool")
 
 
@@ -131,7 +135,7 @@ def test_a_module_that_is_called_twice_ends_no_section() -> None:
         ("lenet5", ["conv1", "conv2"]),
     ],
 )
-def test_attention_is_compared_at_the_ends_of_the_sections_and_of_the_last_one(name: str, maps: list[str]) -> None:
+def test_attention_is_compared_at_the_end_of_every_section_including_the_last(name: str, maps: list[str]) -> None:
     assert find_maps(traced(build(name, (3, 32, 32), 10), 3, 32, 32)) == maps
 
 

@@ -1,4 +1,4 @@
-"""Teachers: files, ensembles, other architectures, functions, torchvision, and the network as the stage began."""
+"""Teachers: files, ensembles, other architectures, functions, torchvision, and the network at the start of a stage."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from makeweight import MakeweightError, Run, Trainer, UsageError, checkpoint, load
-from makeweight.models import LeNet300, build
+from makeweight import MakeweightError, Run, Trainer, UsageError, load
+from makeweight.models.by_name import build
+from makeweight.models.lenets import LeNet300
+from makeweight.training import checkpoint
 from makeweight_kd import Distillation
 from makeweight_kd.losses import divergence
 from makeweight_prune import Prune
@@ -26,10 +28,10 @@ from .helpers_kd import (
     assert_same_bits,
     install_change,
     layers,
-    own,
+    self_distillation,
     small_resnet,
     staged,
-    taught,
+    teacher_distillation,
     trainer,
 )
 
@@ -51,15 +53,15 @@ def terms(plugin: Distillation, model: nn.Module | None = None) -> tuple[Trainer
     run = trainer(plugin, model=model)
     run.set_up()
     batch = run.sample_batch()
-    assert plugin.part is not None
-    with plugin.part.capture.step():
+    assert plugin.method is not None
+    with plugin.method.capture.step():
         output = run.model.train()(batch[0])
         return run, {name: float(term(batch, output).detach()) for name, term in run.losses.items()}
 
 
 @pytest.mark.parametrize("names", [["one"], ["one", "two"]])
-def test_the_terms_are_hintons(files: dict[str, Path], names: list[str]) -> None:
-    """(1 - α)·CE + α T² KL(teacher ‖ student), where several teachers speak with their mean probability."""
+def test_the_losses_are_those_of_hinton(files: dict[str, Path], names: list[str]) -> None:
+    """(1 - α)·CE + α T² KL(teacher ‖ student), where several teachers contribute their mean probability."""
     given: Any = [str(files[name]) for name in names] if len(names) > 1 else str(files[names[0]])
     run, found = terms(Distillation(teacher=given, alpha=0.7, temperature=4.0))
     x, y = run.sample_batch()
@@ -71,7 +73,7 @@ def test_the_terms_are_hintons(files: dict[str, Path], names: list[str]) -> None
     assert found["kd"] == pytest.approx(0.7 * 16 * divergence(student, teachers, 4.0).item(), rel=1e-6)
 
 
-def test_teachers_are_named_with_commas_on_a_command_line(files: dict[str, Path]) -> None:
+def test_teachers_are_separated_by_commas_on_the_command_line(files: dict[str, Path]) -> None:
     _, listed = terms(Distillation(teacher=[str(files["one"]), str(files["two"])]))
     _, joined = terms(Distillation(teacher=f"{files['one']},{files['two']}"))
     assert listed == joined
@@ -97,32 +99,34 @@ def test_a_student_follows_its_teacher(files: dict[str, Path]) -> None:
     teacher = load(files["one"], LeNet300((1, 8, 8), 10))
     before, metrics, after = distance(run.model, teacher, x), run.fit(), distance(run.model, teacher, x)
     assert after < 0.1 * before
-    assert metrics["train_task"] == 0.0  # alpha 1: the teacher's word alone
+    assert metrics["train_task"] == 0.0  # alpha 1: the teacher's loss alone
     assert len(run.auxiliary) == 0
 
 
-def test_a_teacher_is_frozen_in_eval_and_in_no_state(files: dict[str, Path]) -> None:
+def test_a_teacher_is_frozen_in_eval_mode_and_in_no_state_dict(files: dict[str, Path]) -> None:
     plugin = Distillation(teacher=str(files["resnet"]))
     run = trainer(plugin, model=small_resnet())
     run.set_up()
-    (teacher,) = taught(plugin).models.values()
+    (teacher,) = teacher_distillation(plugin).models.values()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     run.fit()
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
     mine = {id(parameter) for parameter in teacher.parameters()}
-    assert not mine & {id(parameter) for parameter in run._parameters}
+    trained = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
+    assert trained
+    assert not mine & trained
     assert plugin.state_dict() == {"heads": []}
-    assert taught(plugin).capture.found == {}
+    assert teacher_distillation(plugin).capture.found == {}
 
 
-def test_a_teacher_speaks_in_the_runs_precision(files: dict[str, Path]) -> None:
+def test_a_teacher_computes_in_the_runs_precision(files: dict[str, Path]) -> None:
     plugin = Distillation(teacher=str(files["one"]))
     run = trainer(plugin, precision="bf16", epochs=1)
     run.set_up()
     seen: set[torch.dtype] = set()
-    (teacher,) = taught(plugin).models.values()
+    (teacher,) = teacher_distillation(plugin).models.values()
     teacher.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     run.fit()
     assert seen == {torch.bfloat16}
@@ -135,9 +139,7 @@ def test_any_safetensors_file_can_teach(files: dict[str, Path], tmp_path: Path) 
     assert plain == exported
 
 
-def test_a_file_with_another_structure_teaches_and_so_does_a_plain_one_a_student_with_another_structure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_teacher_and_student_may_differ_in_recorded_structure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_change(tmp_path, monkeypatch)
     for name, plugins in {"narrow": [Change("narrow")], "plain": []}.items():
         run = trainer(*plugins, model=layers(), epochs=1)
@@ -146,7 +148,7 @@ def test_a_file_with_another_structure_teaches_and_so_does_a_plain_one_a_student
     for student, teacher, width in (("plain", "narrow", 9), ("narrow", "plain", 12), ("narrow", "narrow", 9)):
         plugin = Distillation(teacher=str(tmp_path / f"{teacher}.safetensors"), alpha=1.0)
         run, found = terms(plugin, load(tmp_path / f"{student}.safetensors", layers()))
-        (model,) = taught(plugin).models.values()
+        (model,) = teacher_distillation(plugin).models.values()
         assert model.get_parameter("first.weight").shape == (width, 64)
         assert found["kd"] > 0
         x = run.sample_batch()[0]
@@ -155,7 +157,7 @@ def test_a_file_with_another_structure_teaches_and_so_does_a_plain_one_a_student
             assert torch.equal(model(x), expected(x))
 
 
-def test_a_function_gives_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_can_return_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("my_teachers")
 
     def trained(num_classes: int) -> nn.Module:
@@ -177,7 +179,7 @@ def test_a_function_gives_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
         ("torchvision:resnet18:IMAGENET1K_V1", "IMAGENET1K_V1"),
     ],
 )
-def test_a_teacher_of_torchvision_comes_with_its_weights(
+def test_a_torchvision_teacher_has_its_trained_weights(
     name: str, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torchvision.models
@@ -194,7 +196,7 @@ def test_a_teacher_of_torchvision_comes_with_its_weights(
     assert found["kd"] > 0
 
 
-def test_weights_of_torchvision_that_cannot_be_had_are_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_of_torchvision_weights_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision.models
 
     def get_model(architecture: str, weights: Any) -> nn.Module:
@@ -202,26 +204,24 @@ def test_weights_of_torchvision_that_cannot_be_had_are_a_line(monkeypatch: pytes
 
     monkeypatch.setattr(torchvision.models, "get_model", get_model)
     with pytest.raises(
-        UsageError, match=r"torchvision:resnet18: its weights cannot be had: no route to host(\nin plugin .*)?$"
+        UsageError, match=r"torchvision:resnet18: cannot load its weights: no route to host(\nin plugin .*)?$"
     ):
         terms(Distillation(teacher="torchvision:resnet18"))
     with pytest.raises(UsageError, match=r"torchvision:resnet81: no such model: did you mean"):
         terms(Distillation(teacher="torchvision:resnet81"))
 
 
-# What cannot teach.
+# Refused teachers.
 
 
-def test_a_teacher_with_other_classes_is_refused_with_both_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_teacher_with_another_number_of_classes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer(model=small_resnet(classes=7), classes=7).export(tmp_path / "seven.safetensors")
-    with pytest.raises(UsageError, match=r"seven\.safetensors: it knows 7 classes, the student 10"):
+    with pytest.raises(UsageError, match=r"seven\.safetensors: it has 7 classes: expected the student's 10"):
         terms(Distillation(teacher=str(tmp_path / "seven.safetensors"), teacher_model="resnet20"))
     module = ModuleType("my_teachers")
     module.seven = lambda: LeNet300((1, 8, 8), 7)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_teachers", module)
-    with pytest.raises(UsageError, match="my_teachers:seven: it knows 7 classes, the student 10"):
+    with pytest.raises(UsageError, match="my_teachers:seven: it has 7 classes: expected the student's 10"):
         terms(Distillation(teacher="my_teachers:seven"))
 
 
@@ -233,29 +233,29 @@ def test_a_damaged_teacher_is_refused(files: dict[str, Path], tmp_path: Path) ->
         terms(Distillation(teacher=str(tmp_path / "bad.safetensors")))
 
 
-def test_a_teacher_of_another_model_or_of_other_examples_is_refused(
+def test_a_teacher_of_another_architecture_or_input_shape_is_refused(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(MakeweightError, match=r"resnet\.safetensors: the model's 'fc1\.weight' is not in it"):
+    with pytest.raises(MakeweightError, match=r"resnet\.safetensors: tensor 'fc1\.weight' of the model is missing"):
         terms(Distillation(teacher=str(files["resnet"])))
     module = ModuleType("my_teachers")
     module.large = lambda: LeNet300((1, 28, 28), 10)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_teachers", module)
-    with pytest.raises(UsageError, match=r"my_teachers:large: it cannot be called on the student's examples \("):
+    with pytest.raises(UsageError, match=r"my_teachers:large: it cannot run on the student's examples \("):
         terms(Distillation(teacher="my_teachers:large"))
-    with pytest.raises(UsageError, match=r"one\.safetensors: it cannot be called on the student's examples \("):
-        terms(Distillation(teacher=str(files["one"]), teacher_model="lenet5"))  # whose kernels are larger
+    with pytest.raises(UsageError, match=r"one\.safetensors: it cannot run on the student's examples \("):
+        terms(Distillation(teacher=str(files["one"]), teacher_model="lenet5"))  # lenet5's kernels are larger
 
 
-def test_a_teacher_that_is_not_there_is_refused() -> None:
+def test_a_missing_teacher_file_is_refused() -> None:
     with pytest.raises(UsageError, match=r"kd\.teacher nowhere\.safetensors: expected an exported model"):
         terms(Distillation(teacher="nowhere.safetensors"))
 
 
-# The network as the stage began.
+# The network at the start of the stage.
 
 
-def test_the_initial_teacher_is_the_network_as_the_stage_began() -> None:
+def test_the_initial_teacher_is_the_network_at_the_start_of_the_stage() -> None:
     plugin = Distillation(teacher="initial", alpha=0.5)
     began: dict[str, torch.Tensor] = {}
 
@@ -264,7 +264,7 @@ def test_the_initial_teacher_is_the_network_as_the_stage_began() -> None:
 
     run = staged(small_resnet(), [Distillation(weight=0)], [plugin, Look(begin)], lr=0.05)
     metrics = run.fit()
-    (teacher,) = taught(plugin).models.values()
+    (teacher,) = teacher_distillation(plugin).models.values()
     assert_same_bits(began, teacher.state_dict())
     trained = run.model.state_dict()
     assert all(not torch.equal(trained[name], began[name]) for name, _ in run.model.named_parameters())
@@ -273,6 +273,7 @@ def test_the_initial_teacher_is_the_network_as_the_stage_began() -> None:
     assert metrics["train_kd"] > 0
 
 
+@pytest.mark.slow  # a run for every checkpoint
 def test_the_initial_teacher_is_the_same_bit_for_bit_when_resumed_from_every_checkpoint(
     tmp_path: Path,
 ) -> None:
@@ -285,7 +286,7 @@ def test_the_initial_teacher_is_the_same_bit_for_bit_when_resumed_from_every_che
         return found, second
 
     whole, plugin = run(tmp_path / "whole")
-    (teacher,) = taught(plugin).models.values()
+    (teacher,) = teacher_distillation(plugin).models.values()
     began = checkpoint.load(tmp_path / "whole" / "checkpoints" / "step-000000004")["model"]
     assert_same_bits(began, teacher.state_dict())
     checkpoints = sorted((tmp_path / "whole" / "checkpoints").iterdir())
@@ -293,7 +294,7 @@ def test_the_initial_teacher_is_the_same_bit_for_bit_when_resumed_from_every_che
     for path in checkpoints:
         shutil.copytree(path, tmp_path / f"from {path.name}" / "checkpoints" / path.name)
         again, plugin = run(tmp_path / f"from {path.name}", resume=True)
-        (resumed,) = taught(plugin).models.values()
+        (resumed,) = teacher_distillation(plugin).models.values()
         assert_same_bits(began, resumed.state_dict())
         assert_same_bits(whole.model.state_dict(), again.model.state_dict())
 
@@ -302,7 +303,7 @@ def test_the_initial_teacher_is_taken_before_another_plugin_prunes() -> None:
     plugin = Distillation(teacher="initial")
     run = trainer(Prune(sparsity=0.9, schedule="one-shot"), plugin, epochs=1)
     run.fit()
-    (teacher,) = taught(plugin).models.values()
+    (teacher,) = teacher_distillation(plugin).models.values()
     assert (teacher.get_parameter("fc1.weight") == 0).float().mean() < 0.01
     assert (run.model.get_parameter("fc1.weight") == 0).float().mean() == pytest.approx(0.9, abs=1e-3)
 
@@ -319,8 +320,8 @@ def test_initial_weights_of_a_checkpoint_that_do_not_fit_are_refused(tmp_path: P
         trainer(Distillation(teacher="initial"), epochs=1, out=tmp_path, resume=True).fit()
 
 
-def test_stages_may_have_other_teachers_and_none(files: dict[str, Path]) -> None:
-    """Each has the terms of its own, and nothing of the others'."""
+def test_stages_may_differ_in_their_teachers(files: dict[str, Path]) -> None:
+    """Each stage has its own losses and auxiliary modules."""
     terms: list[list[str]] = []
     auxiliary: list[list[str]] = []
 
@@ -336,13 +337,13 @@ def test_stages_may_have_other_teachers_and_none(files: dict[str, Path]) -> None
     assert metrics["train_task"] > 0
 
 
-def test_the_labels_do_not_count_where_the_teacher_does_with_all(files: dict[str, Path]) -> None:
+def test_with_alpha_1_the_labels_have_no_weight(files: dict[str, Path]) -> None:
     metrics = trainer(Distillation(teacher=str(files["one"]), alpha=1.0)).fit()
     assert metrics["train_task"] == 0 < metrics["train_kd"]
 
 
 def test_sections_may_differ_from_stage_to_stage() -> None:
-    """A classifier whose section is no more is gone; others of the same shapes do not take its place."""
+    """A classifier goes with its section; a classifier of the same shape does not take its weights."""
     began: list[dict[str, torch.Tensor]] = []
     look = Look(begin=lambda trainer: began.append({k: v.clone() for k, v in trainer.auxiliary.state_dict().items()}))
     ended: list[dict[str, torch.Tensor]] = []
@@ -360,9 +361,9 @@ def test_sections_may_differ_from_stage_to_stage() -> None:
     for earlier in (ended[0], ended[1]):
         values = list(earlier.values())
         assert not any(torch.equal(values[0], tensor) for tensor in began[2].values())
-    assert [list(own(plugin).sections) for plugin in plugins] == [["1"], ["3"], ["1"], ["1", "3"]]
+    assert [list(self_distillation(plugin).sections) for plugin in plugins] == [["1"], ["3"], ["1"], ["1", "3"]]
 
 
-def test_exits_with_a_teacher_alone_are_refused_before_training() -> None:
-    with pytest.raises(UsageError, match=r"kd\.exits all: expected a stage without a teacher"):
+def test_exits_without_a_stage_of_self_distillation_are_refused_before_training() -> None:
+    with pytest.raises(UsageError, match=r"kd\.exits all: expected an earlier stage without a teacher"):
         trainer(Distillation(teacher="initial", exits="all")).set_up()

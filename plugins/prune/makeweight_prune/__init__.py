@@ -1,4 +1,4 @@
-"""Pruning for makeweight."""
+"""Magnitude pruning for makeweight."""
 
 from .plugin import Prune
 

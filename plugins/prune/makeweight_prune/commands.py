@@ -1,4 +1,4 @@
-"""The verb `sensitivity`: each layer pruned alone, the network measured on the validation data."""
+"""The verb `sensitivity`: prunes one layer at a time and measures the network on the validation data."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ PICTURES = (".svg", ".png", ".pdf")
 
 
 class Sensitivity:
-    """Prune each layer of a network alone, to several sparsities, and measure the network on the validation data.
+    """Prune each layer of a network alone to several sparsities and measure the network on the validation data.
 
-    Writes a JSON file, which --prune.sensitivity takes, and a picture beside it. Model and data are those of the run
-    that the file lies in; every option of training that is given overrides that run's. The test data is not looked at.
+    Writes a JSON file for --prune.sensitivity, and a plot next to it. Model, data and options are those of config.yaml
+    next to the file; options on the command line override them. The test data is never read.
     """
 
     takes_options = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("file", type=Path, help="an export, or any safetensors file of the model's weights")
-        parser.add_argument("--recipe", help="the recipe it was made with; config.yaml beside the file unless given")
-        parser.add_argument("--layers", default="*", metavar="GLOB", help="every Linear and Conv unless given")
-        parser.add_argument("--sparsities", default=SPARSITIES, metavar="LIST", help=f"{SPARSITIES} unless given")
-        parser.add_argument("--examples", type=int, metavar="N", help="measure on N drawn at random, not on all")
-        parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="<file>.sensitivity.json unless given")
-        parser.add_argument("--plot", type=Path, metavar="FILE", help="an .svg, .png or .pdf; .svg beside unless given")
+        parser.add_argument("file", type=Path, help="an export, or any safetensors file with the model's weights")
+        parser.add_argument("--recipe", help="recipe of the network; default config.yaml next to the file")
+        parser.add_argument(
+            "--layers", default="*", metavar="GLOB", help="layers to measure; default every Linear and Conv layer"
+        )
+        parser.add_argument("--sparsities", default=SPARSITIES, metavar="LIST", help=f"default {SPARSITIES}")
+        parser.add_argument("--examples", type=int, metavar="N", help="measure on N random examples; default all")
+        parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default <file>.sensitivity.json")
+        parser.add_argument(
+            "--plot", type=Path, metavar="FILE", help=".svg, .png or .pdf; default .svg next to the output"
+        )
 
     def run(self, arguments: argparse.Namespace) -> None:
         sparsities = _sparsities(arguments.sparsities)
@@ -60,46 +64,47 @@ class Sensitivity:
                 begin(layer)
                 values = measure(leaf_weight(module), sparsities, lambda: done(measured()[1]))
                 record[layer] = {"weights": leaf_weight(module).numel(), "sparsity": sparsities, "values": values}
-        write_text(output, as_json(options.model, options.data, name, dense, examples, record))
+        better = session.task.higher_is_better(name)
+        write_text(output, as_json(options.model, options.data, name, dense, examples, record, better))
         with written_aside(picture) as aside:
             title = f"{options.model} on {options.data}, one layer pruned at a time"
             plot(aside, picture.suffix[1:], title, name, dense, record)
         _print(record, sparsities, name, dense)
-        print(f"{name} on {examples:,} validation examples; see {output} and {picture}")
+        print(f"{name} on {examples:,} validation examples; written to {output} and {picture}")
 
 
 def _sparsities(given: str) -> list[float]:
-    """The numbers of a list with commas, ascending. Raises UsageError."""
+    """Parse numbers separated by commas, ascending. Raises UsageError unless all lie between 0 and 1."""
     try:
         numbers = sorted({float(word) for word in given.split(",")})
     except ValueError:
         numbers = []
     if not numbers or not all(0 < number < 1 for number in numbers):
-        raise UsageError(f"--sparsities {given}: expected numbers between 0 and 1, as 0.5,0.9,0.95")
+        raise UsageError(f"--sparsities {given}: expected numbers between 0 and 1, for example 0.5,0.9,0.95")
     return numbers
 
 
 def _targets(arguments: argparse.Namespace) -> tuple[Path, Path]:
-    """Where the numbers and the picture go. Raises UsageError for a file that is there unless it was named."""
+    """Paths of the JSON file and the plot. Raises UsageError if a default path exists."""
     stem = arguments.file.name.removesuffix(".safetensors")
     output: Path = arguments.output or arguments.file.with_name(f"{stem}.sensitivity.json")
     picture: Path = arguments.plot or output.with_suffix(".svg")
     if picture.suffix not in PICTURES:
-        raise UsageError(f"--plot {picture}: expected a name that ends in {', '.join(PICTURES)}")
+        raise UsageError(f"--plot {picture}: expected a name ending in {', '.join(PICTURES)}")
     if output == picture:
-        raise UsageError(f"-o {output}: expected another file than the picture's")
+        raise UsageError(f"-o {output}: expected a file other than the plot")
     for path, given, option in (
         (output, arguments.output, "-o"),
         (picture, arguments.plot or arguments.output, "--plot"),
     ):
         if path.exists() and (not given or path.samefile(arguments.file)):
-            raise UsageError(f"{path} exists: name another with {option}")
+            raise UsageError(f"{path} exists: name another file with {option}")
     return output, picture
 
 
 @contextmanager
 def _progress(layers: int, each: int) -> Iterator[tuple[Callable[[str], None], Callable[[float], float]]]:
-    """What to call when a layer is begun, and with each value: a bar on a terminal, else a line for each layer."""
+    """Yield (call at the start of a layer, call with each value): a bar on a terminal, otherwise one line per layer."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from makeweight.plugin import console
@@ -122,10 +127,10 @@ def _progress(layers: int, each: int) -> Iterator[tuple[Callable[[str], None], C
 
 
 def _print(record: Mapping[str, Any], sparsities: list[float], name: str, dense: float) -> None:
-    """The table: layers by sparsities, and the metric as it is."""
+    """Print a table of the metric: a row per layer, a column per sparsity."""
     from makeweight.plugin import console, percent, print_table
 
     show = percent if name == "accuracy" else lambda value: f"{value:.5g}"
-    header = ["layer", "weights", "as it is", *(f"{100 * sparsity:g} %" for sparsity in sparsities)]
+    header = ["layer", "weights", "not pruned", *(f"{100 * sparsity:g} %" for sparsity in sparsities)]
     rows = [[layer, f"{each['weights']:,}", show(dense), *map(show, each["values"])] for layer, each in record.items()]
     print_table(console(), header, rows)

@@ -1,4 +1,4 @@
-"""What may be asked for: a sparsity, thresholds by quality, or an N:M pattern; each with its promise at export."""
+"""Pruning criteria: sparsity, threshold by quality, N:M pattern. Each makes masks and checks the export."""
 
 from __future__ import annotations
 
@@ -19,23 +19,28 @@ from .schedules import left_over, scheduled
 
 
 class Criterion(ABC):
-    """What is asked of the layers of a model, each by a number: `targets`."""
+    """A target for each pruned layer, the masks that reach it, and the check at export.
+
+    The *amount* of a layer is the value that the schedule raises to its target: a sparsity, or a quality.
+    """
 
     word: ClassVar[str]
+    """name of the option"""
     targets: dict[str, float]
-    left_out: str = ""
-    """what is said of layers that cannot be pruned so"""
+    """final amount by layer name"""
+    skipped: str = ""
+    """note on layers that the criterion cannot prune, or empty"""
 
     @abstractmethod
     def start(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
-        """The numbers that a stage begins with, by the masks that there are."""
+        """Amounts by layer at the start of a stage, given the masks of earlier stages."""
 
     def amount(self, start: float, target: float, schedule: str, done: float, rounds: int) -> float:
-        """The number to have when a fraction `done` of the schedule has passed."""
+        """Amount of one layer at the fraction `done` of the schedule."""
         return scheduled(schedule, start, target, done, rounds)
 
     def amounts(self, start: Mapping[str, float], schedule: str, done: float, rounds: int) -> dict[str, float]:
-        """The same for every layer; before the schedule begins (`done` < 0) what the stage began with."""
+        """Amounts of all layers at the fraction `done` of the schedule; the initial amounts before it (`done` < 0)."""
         return {
             name: self.amount(start.get(name, 0.0), target, schedule, done, rounds)
             if done >= 0
@@ -47,19 +52,22 @@ class Criterion(ABC):
     def masks(
         self, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], amounts: Mapping[str, float]
     ) -> dict[str, Tensor]:
-        """Bool masks by layer: True keeps. Scores are the weights' magnitudes, negative what must stay dropped."""
+        """Bool masks by layer, of the weights' shapes; True keeps a weight.
+
+        `scores` are magnitudes; a negative score marks a weight that must stay pruned.
+        """
 
     @abstractmethod
     def check(self, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], reached: Mapping[str, float]) -> None:
-        """Raise MakeweightError where the exported weights, by layer, are not what was asked for."""
+        """Raise MakeweightError if the exported weights, by layer, miss the targets. `reached`: the masks' amounts."""
 
     def shown(self) -> str:
-        """The targets as people write them."""
+        """The targets as text for people."""
         return ", ".join(f"{name} {target:.4g}" for name, target in self.targets.items())
 
 
 class Sparsity(Criterion):
-    """The smallest weights, a share of each layer's or of all layers' together."""
+    """Prune the smallest weights: a fraction of each layer, or of all layers together."""
 
     word = "sparsity"
 
@@ -93,8 +101,8 @@ class Sparsity(Criterion):
             total = sum(tensors[name].numel() for name in names)
             if found < round(target * total):
                 raise MakeweightError(
-                    f"sparsity of {', '.join(names)} is {found / total:.4f} where {target:g} was asked for: "
-                    "dropped weights came back, or training stopped before prune.end"
+                    f"sparsity of {', '.join(names)} is {found / total:.4f}, expected at least {target:g}: "
+                    "pruned weights were changed, or training stopped before prune.end"
                 )
 
     def shown(self) -> str:
@@ -103,7 +111,7 @@ class Sparsity(Criterion):
 
 
 class Quality(Criterion):
-    """What is below a multiple of the layer's standard deviation."""
+    """Prune weights below a multiple of the layer's standard deviation."""
 
     word = "quality"
 
@@ -123,85 +131,86 @@ class Quality(Criterion):
         found = {name: thresholds.above(scores[name], weights[name], amounts[name]) for name in weights}
         for name, mask in found.items():
             if not mask.any():
-                raise MakeweightError(f"quality {amounts[name]:.3g} drops every weight of {name}: give a lower one")
+                raise MakeweightError(f"quality {amounts[name]:.3g} prunes every weight of {name}: choose a lower one")
         return found
 
     def check(self, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], reached: Mapping[str, float]) -> None:
         for name, target in self.targets.items():
             if reached.get(name, 0.0) < target:
                 raise MakeweightError(
-                    f"quality of {name} has risen to {reached.get(name, 0.0):.3g} where {target:.3g} was asked for: "
+                    f"quality of {name} reached {reached.get(name, 0.0):.3g}, expected {target:.3g}: "
                     "training stopped before prune.end"
                 )
             if name not in masks:  # a quality of 0
                 continue
-            found, asked = magnitude.zeros({name: tensors[name]}), magnitude.zeros({name: masks[name]})
-            if found < asked:
+            found, expected = magnitude.zeros({name: tensors[name]}), magnitude.zeros({name: masks[name]})
+            if found < expected:
                 raise MakeweightError(
-                    f"{name} has {found:,} zeros where its threshold dropped {asked:,} weights: they came back"
+                    f"{name} has {found:,} zeros, expected {expected:,}: weights that its threshold pruned were changed"
                 )
 
 
 class Pattern(Criterion):
-    """At most N of every M weights along the input channels."""
+    """Keep at most N of every M weights along the input channels."""
 
     word = "pattern"
 
     def __init__(self, options: PruneOptions, model: nn.Module) -> None:
         assert options.pattern is not None
         modules, globs = layers(model), list(options.pattern) if isinstance(options.pattern, dict) else [options.layers]
-        asked: dict[str, str] = by_glob(model, options.pattern, options.layers)
-        self.asked = {name: parsed(each) for name, each in asked.items()}
-        odd = [name for name, (_, m) in self.asked.items() if pattern.inputs(modules[name]) % m]
-        for name in odd:
-            n, m = self.asked.pop(name)
+        patterns: dict[str, str] = by_glob(model, options.pattern, options.layers)
+        self.patterns = {name: parsed(each) for name, each in patterns.items()}
+        indivisible = [name for name, (_, m) in self.patterns.items() if pattern.inputs(modules[name]) % m]
+        for name in indivisible:
+            n, m = self.patterns.pop(name)
             if any(glob != "*" and fnmatchcase(name, glob) for glob in globs):
                 raise UsageError(
                     f"prune.pattern {n}:{m}: {name} has {pattern.inputs(modules[name])} input channels, "
-                    f"no multiple of {m}: leave it out"
+                    f"expected a multiple of {m}: exclude this layer"
                 )
-        if not self.asked:
-            raise UsageError(f"prune.pattern {options.pattern}: no layer's input channels are a multiple of it")
-        self.left_out = f"left out, as their input channels are no multiple: {', '.join(odd)}" if odd else ""
-        self.dimensions = {name: pattern.input_dimension(modules[name]) for name in self.asked}
-        self.targets = {name: 1 - n / m for name, (n, m) in self.asked.items()}
+        if not self.patterns:
+            raise UsageError(f"prune.pattern {options.pattern}: no layer has a multiple of M input channels")
+        names = ", ".join(indivisible)
+        self.skipped = f"skipped, input channels not a multiple of M: {names}" if names else ""
+        self.dimensions = {name: pattern.input_dimension(modules[name]) for name in self.patterns}
+        self.targets = {name: 1 - n / m for name, (n, m) in self.patterns.items()}
 
     def start(self, masks: Mapping[str, Tensor]) -> dict[str, float]:
-        there = {name: magnitude.measured({name: masks[name]}) for name in self.targets if name in masks}
-        return {name: min(sparsity, self.targets[name]) for name, sparsity in there.items()}
+        masked = {name: magnitude.measured({name: masks[name]}) for name in self.targets if name in masks}
+        return {name: min(sparsity, self.targets[name]) for name, sparsity in masked.items()}
 
     def masks(
         self, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], amounts: Mapping[str, float]
     ) -> dict[str, Tensor]:
         found = {}
         for name, score in scores.items():
-            m = self.asked[name][1]
-            dropped = int(m * amounts[name] + 1e-6)  # a group loses its next weight when the schedule has reached it
+            m = self.patterns[name][1]
+            dropped = int(m * amounts[name] + 1e-6)  # weights per group; the schedule removes them one at a time
             found[name] = pattern.pattern_mask(score, m, dropped, self.dimensions[name]) & (score >= 0)
         return found
 
     def check(self, tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], reached: Mapping[str, float]) -> None:
-        for name, (n, m) in self.asked.items():
+        for name, (n, m) in self.patterns.items():
             found = pattern.most_kept(tensors[name], m, self.dimensions[name])
             if found > n:
                 raise MakeweightError(
-                    f"{name} has {found} weights in a group of {m} where {n}:{m} was asked for: "
-                    "dropped weights came back, or training stopped before prune.end"
+                    f"{name} has {found} nonzero weights in a group of {m}, expected at most {n}: "
+                    "pruned weights were changed, or training stopped before prune.end"
                 )
 
     def shown(self) -> str:
-        return ", ".join(f"{name} {n}:{m}" for name, (n, m) in self.asked.items())
+        return ", ".join(f"{name} {n}:{m}" for name, (n, m) in self.patterns.items())
 
 
 def criterion_for(options: PruneOptions, model: nn.Module) -> Criterion:
-    """What is asked for, by layer. Raises UsageError for a glob that matches no layer."""
+    """The criterion that the options select. Raises UsageError for a glob that matches no layer."""
     if options.quality is not None:
         return Quality(options, model)
     return Pattern(options, model) if options.pattern is not None else Sparsity(options, model)
 
 
 def described(options: PruneOptions, criterion: Criterion, model: nn.Module) -> str:
-    """A line for people: how many weights of which layers, what is asked of each, and how."""
+    """One line for people: the number of weights and layers, the target of each layer, and the schedule."""
     if not any(criterion.targets.values()):
         return "prunes nothing"
     modules = layers(model)
@@ -209,7 +218,7 @@ def described(options: PruneOptions, criterion: Criterion, model: nn.Module) -> 
     rounds = f" in {options.rounds or 5} rounds" if options.schedule == "iterative" else ""
     scope = f", by {options.scope}" if criterion.word == "sparsity" else ""
     how = f"({options.schedule}{rounds}{scope}{', with surgery' if options.surgery else ''})"
-    left_out = f"; {criterion.left_out}" if criterion.left_out else ""
+    skipped = f"; {criterion.skipped}" if criterion.skipped else ""
     return (
-        f"{weights:,} weights of {len(criterion.targets)} layers, {criterion.word} {criterion.shown()} {how}{left_out}"
+        f"{weights:,} weights of {len(criterion.targets)} layers, {criterion.word} {criterion.shown()} {how}{skipped}"
     )

@@ -1,7 +1,7 @@
-"""Weights that read an input which never varies: what they add, the bias can add, so they may go first.
+"""Idle weights: their input is constant, so the bias can take over their contribution and they can be pruned first.
 
-Pruning leaves many of them behind: a unit that has lost all of its own inputs puts out a constant, but the weights
-that read it keep their gradients, and so their magnitude.
+Pruning creates many of them. A unit that has lost all of its inputs has a constant output, but the weights that read
+this output keep their gradients, and so their magnitude.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def idle_last(scores: Mapping[str, Tensor], varying: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The scores with those of idle weights at 0, so that they are the first to go; negative ones stay as they are."""
+    """Scores with those of idle weights set to 0, so that they are pruned first; negative scores are unchanged.
+
+    `varying`: bool masks of `varying_inputs`, broadcast to the scores' shapes.
+    """
     return {
         name: torch.where((score > 0) & ~varying[name], 0, score) if name in varying else score
         for name, score in scores.items()
@@ -28,9 +31,9 @@ def idle_last(scores: Mapping[str, Tensor], varying: Mapping[str, Tensor]) -> di
 
 
 def varying_inputs(trainer: Trainer, names: Iterable[str]) -> dict[str, Tensor]:
-    """For each layer which of its weights read an input that varies over the sample batch, [out, in, …] by broadcast.
+    """By layer, a bool mask of the weights whose input varies over the sample batch; broadcasts to [out, in, …].
 
-    A layer that the model does not call is left out.
+    Layers that the model does not call are omitted.
     """
     seen: dict[str, Tensor] = {}
 
@@ -53,9 +56,10 @@ def varying_inputs(trainer: Trainer, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def varies(layer: Any, inputs: Tensor) -> Tensor:
-    """Which weights of a Linear or Conv layer read an input that varies: [1 or out, in / groups, 1, …] bool.
+    """Bool mask [1 or out, in / groups, 1, …] of the weights of a Linear or Conv layer whose input varies.
 
-    `inputs` are [..., in] or [B, in, …]. At a padded border the input is zero, so that there a constant varies too.
+    `inputs` is [..., in] for a Linear layer, [B, in, …] for a Conv layer. Padding is zero, so that a constant nonzero
+    channel varies at a padded border.
     """
     weight = layer.weight
     if weight.ndim == 2:

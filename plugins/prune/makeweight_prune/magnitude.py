@@ -1,4 +1,4 @@
-"""Pruning by rank as pure functions on scores, the magnitudes of the weights: which ones a layer keeps."""
+"""Magnitude pruning by rank: pure functions from scores (weight magnitudes) to masks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def kept(scores: Tensor, sparsity: float) -> Tensor:
-    """A bool mask of the shape of `scores` that drops exactly round(sparsity · n) of the n smallest scores."""
+    """Bool mask of the shape of `scores` that drops exactly the round(sparsity · n) smallest of its n scores."""
     flat = scores.flatten()
     dropped = round(sparsity * flat.numel())
     if dropped == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     threshold = flat.kthvalue(dropped).values
     mask = flat > threshold
-    # Of scores that equal the threshold the last ones are kept, so that the count is exact.
+    # The count is exact: of the scores equal to the threshold, the last ones by position are kept.
     spare = flat.numel() - dropped - int(mask.sum())
     if spare:
         mask[(flat == threshold).nonzero()[-spare:]] = True
@@ -24,22 +24,22 @@ def kept(scores: Tensor, sparsity: float) -> Tensor:
 
 
 def layer_masks(scores: Mapping[str, Tensor], sparsity: Mapping[str, float]) -> dict[str, Tensor]:
-    """Each layer's mask, to a sparsity of its own."""
+    """Masks by layer, each to the sparsity given for its layer."""
     return {name: kept(score, sparsity[name]) for name, score in scores.items()}
 
 
 def global_masks(scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Masks by rank over all layers together: sensitive layers, whose weights are larger, keep more."""
+    """Masks by layer from one ranking over all layers: layers with larger weights keep more of them."""
     mask = kept(torch.cat([score.flatten() for score in scores.values()]), sparsity)
     parts = mask.split([score.numel() for score in scores.values()])
     return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
 
 
 def zeros(tensors: Mapping[str, Tensor]) -> int:
-    """The zeros of all tensors."""
+    """Number of zeros in all tensors."""
     return sum(int((tensor == 0).sum()) for tensor in tensors.values())
 
 
 def measured(weights: Mapping[str, Tensor]) -> float:
-    """Zeros over the weights of all layers."""
+    """Sparsity over all tensors: zeros / elements."""
     return zeros(weights) / sum(weight.numel() for weight in weights.values())

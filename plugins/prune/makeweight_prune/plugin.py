@@ -1,4 +1,4 @@
-"""The plugin: when the masks are revised, and what is checked in the end."""
+"""The plugin: updates the masks during training and checks the export."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from .criteria import Criterion
 
 MOST_REACHED = 1000
-"""standard deviations, the most that `quality` may be"""
+"""upper limit of `quality`, in standard deviations"""
 
 
 @dataclass(eq=False)
 class Prune(PruneOptions):
-    """Set the smallest weights to zero, on a schedule, and keep them there."""
+    """Magnitude pruning: set the smallest weights to zero on a schedule and keep them zero."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.criterion: Criterion | None = None  # from on_init on
-        self.initial: dict[str, float] = {}  # per-layer value at the start of the stage
-        self.reached: dict[str, float] = {}  # per-layer value that the present masks were made for
-        self.stored: dict[str, Tensor] = {}  # of surgery: the pruned weights by layer, zero where the mask keeps
-        self.dropping: dict[str, Tensor] = {}  # and the masks' complements, in the weights' dtype
+        self.criterion: Criterion | None = None  # set by on_init
+        self.initial: dict[str, float] = {}  # amount by layer at the start of the stage
+        self.reached: dict[str, float] = {}  # amount by layer of the current masks
+        self.stored: dict[str, Tensor] = {}  # surgery: pruned weights by layer, zero where kept
+        self.dropping: dict[str, Tensor] = {}  # complements of the masks, in the weights' dtype
 
     @hookimpl
     def on_check(self, options: StageOptions, model: nn.Module | None) -> str:
@@ -56,7 +56,7 @@ class Prune(PruneOptions):
         else:
             self.initial = self.criterion.start(self.masks(trainer))
             self.reached, self.stored = {}, {}
-            self._revise(trainer)
+            self._update_masks(trainer)
 
     @hookimpl(wrapper=True)
     def on_batch(self, trainer: Trainer) -> Generator[None, Any, Any]:
@@ -65,7 +65,7 @@ class Prune(PruneOptions):
             self._update_stored(trainer)
         if trainer.step % self.steps_between == 0:
             trainer.masks.apply()
-            self._revise(trainer)
+            self._update_masks(trainer)
         return loss
 
     @hookimpl
@@ -73,7 +73,7 @@ class Prune(PruneOptions):
         from .magnitude import measured
 
         assert self.criterion is not None
-        self._revise(trainer)
+        self._update_masks(trainer)
         weights = {name: _weight(trainer, name).detach() for name in self.criterion.targets}
         check_equal(trainer.accelerator, "pruned weights", weights)
         check_equal(trainer.accelerator, "stored pruned weights", self.stored)
@@ -82,7 +82,7 @@ class Prune(PruneOptions):
 
     @hookimpl
     def on_export(self, trainer: Trainer, artifact: Artifact) -> None:
-        """Check that what was asked for is there."""
+        """Check that the exported weights reach the targets. Raises MakeweightError."""
         from makeweight.plugin import weight_name
 
         assert self.criterion is not None
@@ -91,7 +91,7 @@ class Prune(PruneOptions):
             self.criterion.check(tensors, self.masks(trainer), self.reached)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stage's schedule began and is, and the weights that surgery stores; masks are the trainer's."""
+        """Initial and current amounts, and the weights stored by surgery. The trainer saves the masks."""
         return {"initial": self.initial, "reached": self.reached, "stored": self.stored}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -102,14 +102,17 @@ class Prune(PruneOptions):
         self.initial = {name: checked_number(initial, name, 0, 1) for name in initial}
         self.reached = {name: checked_number(reached, name, 0, MOST_REACHED) for name in reached}
         if whole := [name for name, value in self.initial.items() if value == 1]:
-            raise ValueError(f"{whole[0]!r} was pruned to 1")
+            raise ValueError(f"the initial sparsity of {whole[0]!r} is 1, expected less")
 
     def masks(self, trainer: Trainer) -> dict[str, Tensor]:
-        """The masks by layer."""
+        """The masks by layer name, of the weights' shapes; True keeps."""
         return {name.removesuffix("weight").removesuffix("."): mask for name, mask in trainer.masks.of("prune").items()}
 
     def _fit_state(self, trainer: Trainer) -> None:
-        """Bring the stored weights of a checkpoint to the device and to the model's shapes, checked against it."""
+        """Move a checkpoint's stored weights to the device, in the shapes of the present model.
+
+        Raises MakeweightError if they do not fit the model.
+        """
         import torch
 
         from makeweight.plugin import weight_name
@@ -125,20 +128,20 @@ class Prune(PruneOptions):
                 self.stored[name] = _like(_weight(trainer, name), carried)
         masks = self.masks(trainer)
         if unknown := [name for name in self.stored if name not in masks]:
-            raise MakeweightError(f"the checkpoint has pruned weights of {unknown[0]!r} and no mask")
+            raise MakeweightError(f"the checkpoint has pruned weights of {unknown[0]!r} but no mask for it")
         self.dropping = {name: _like(each, ~masks[name]) for name, each in self.stored.items()}
 
     def _restore_amounts(self, trainer: Trainer) -> None:
-        """Prune what a new structure kept as far as before: it may have removed more of the zeros."""
-        there = self.masks(trainer)
-        now = {name: value for name, value in self.reached.items() if name in there}
+        """Prune the layers of a new structure to their former amounts: the change may have removed zeros."""
+        masked = self.masks(trainer)
+        now = {name: value for name, value in self.reached.items() if name in masked}
         if now:
             self._adopt(trainer, self._new_masks(trainer, now), False)
 
-    def _revise(self, trainer: Trainer) -> None:
-        """Make the masks anew where the schedule, or surgery until it is over, asks for it.
+    def _update_masks(self, trainer: Trainer) -> None:
+        """Make new masks if the scheduled amounts changed, or while surgery is active.
 
-        After the end of the schedule masks are what they are: surgery too ends there, so that the network converges.
+        The masks are fixed after the end of the schedule, with surgery too, so that the network converges.
         """
         assert self.criterion is not None
         done = self.passed(trainer.progress, trainer.options.epochs)
@@ -148,11 +151,11 @@ class Prune(PruneOptions):
             self.stored, self.dropping = {}, {}
             return
         self.reached = now
-        if trainer.masks.of("prune") or any(now.values()):  # a dense stage needs none
+        if trainer.masks.of("prune") or any(now.values()):  # a stage without pruning needs no masks
             self._adopt(trainer, self._new_masks(trainer, now), operating)
 
     def _new_masks(self, trainer: Trainer, now: Mapping[str, float]) -> dict[str, Tensor]:
-        """Masks by layer for these values, made on the dense weights."""
+        """Masks by layer for the amounts `now`, made from the dense weights."""
         from .idle import idle_last, varying_inputs
 
         assert self.criterion is not None
@@ -164,7 +167,7 @@ class Prune(PruneOptions):
         return self.criterion.masks(dense, scores, now)
 
     def _scores(self, weight: Tensor, mask: Tensor | None) -> Tensor:
-        """The magnitudes that masks are made by; without surgery what was dropped cannot come back."""
+        """Scores of the dense weights; without surgery pruned weights score -1, so that they stay pruned."""
         import torch
 
         from . import surgery
@@ -174,7 +177,7 @@ class Prune(PruneOptions):
         return weight.abs() if mask is None else torch.where(mask, weight.abs(), -1)
 
     def _adopt(self, trainer: Trainer, masks: Mapping[str, Tensor], operating: bool) -> None:
-        """Put masks by layer in force; under surgery on the dense weights, whose dropped part is stored."""
+        """Apply new masks by layer; with surgery restore the dense weights first, then store their pruned part."""
         from makeweight.plugin import weight_name
 
         before = self.masks(trainer)
@@ -198,7 +201,7 @@ class Prune(PruneOptions):
         follow(list(self.stored.values()), weights, list(self.dropping.values()))
 
     def _dense(self, trainer: Trainer, name: str, masks: Mapping[str, Tensor]) -> Tensor:
-        """A layer's dense weight: what its mask keeps, and under surgery what is stored."""
+        """A copy of a layer's dense weight: the model's weight, and the stored pruned weights of surgery."""
         from .surgery import whole
 
         weight = _weight(trainer, name).detach()
@@ -212,7 +215,7 @@ def _weight(trainer: Trainer, layer: str) -> nn.Parameter:
 
 
 def _like(weight: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor on the weight's device, in its dtype and memory layout, so that one kernel runs over both."""
+    """Copy of the tensor with the weight's device, dtype and memory layout, so that one kernel runs over both."""
     import torch
 
     return torch.empty_like(weight, requires_grad=False).copy_(tensor)

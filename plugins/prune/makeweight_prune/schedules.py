@@ -1,4 +1,4 @@
-"""How what is asked for is approached over a stage."""
+"""Schedules: how the sparsity rises to its target over a stage."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 
 
 def left_over(schedule: str, done: float, rounds: int = 1) -> float:
-    """The share of the way that is still to go, 1 to 0, when a fraction `done` of the schedule has passed.
+    """Remaining fraction, from 1 to 0, at the fraction t = `done` of the schedule (clipped to 0 … 1).
 
-    cubic: (1 - t)^3; linear: 1 - t; one-shot: 0; iterative: of `rounds` equal steps, evenly spaced, the first is taken
-    at t = 0 and the last at t = 1.
+    cubic: (1 - t)^3. linear: 1 - t. one-shot: 0. iterative: `rounds` equal steps, evenly spaced, the first at t = 0 and
+    the last at t = 1.
     """
     t = min(max(done, 0.0), 1.0)
     if schedule == "one-shot":
@@ -20,15 +20,16 @@ def left_over(schedule: str, done: float, rounds: int = 1) -> float:
 
 
 def scheduled(schedule: str, initial: float, final: float, done: float, rounds: int = 1) -> float:
-    """The sparsity to have when a fraction `done` of the schedule has passed, from `initial` at 0 to `final` at 1.
+    """Sparsity at the fraction t = `done` of the schedule, from s_i = `initial` to s_f = `final`. It never falls.
 
-    cubic: s_f + (s_i - s_f)(1 - t)^3, "automated gradual pruning" (Zhu & Gupta 2017, eq. 1); linear: s_f + (s_i - s_f)
-    (1 - t); one-shot: all of it at the start; iterative: each round drops the same share of the weights that are left,
-    so that (1 - s_f) / (1 - s_i) is spread over the rounds as a power. It never falls.
+    cubic: s_f + (s_i - s_f)(1 - t)^3, "automated gradual pruning" (Zhu & Gupta 2017, equation 1). linear:
+    s_f + (s_i - s_f)(1 - t). one-shot: s_f from the start. iterative: every round prunes the same fraction of the
+    remaining weights, so that k of n rounds leave a density of (1 - s_i) ((1 - s_f) / (1 - s_i))^(k/n).
     """
     left = left_over(schedule, done, rounds)
     if left == 0:
         return max(initial, final)
     if schedule == "iterative":
-        return max(initial, 1 - (1 - initial) ** left * (1 - final) ** (1 - left))
+        result: float = max(initial, 1 - (1 - initial) ** left * (1 - final) ** (1 - left))
+        return result
     return max(initial, final + (initial - final) * left)

@@ -1,4 +1,4 @@
-"""How much a network suffers where one layer alone is pruned (Li et al., *Pruning filters*, 2017, section 3.2)."""
+"""Sensitivity of one layer to pruning (Li et al., *Pruning filters for efficient ConvNets*, 2017, section 3.2)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from .magnitude import kept
 
 
 def measure(weight: Tensor, sparsities: Sequence[float], metric: Callable[[], float]) -> list[float]:
-    """The metric of a network with this weight pruned in place, by magnitude, to each sparsity; it is put back.
+    """Metric values [n], one for each of the n sparsities, with `weight` alone pruned by magnitude.
 
-    `metric` takes no argument: it evaluates the network that the weight belongs to.
+    The weight is pruned in place and restored at the end, after an exception too. `metric` evaluates the network that
+    the weight belongs to.
     """
     before = weight.detach().clone()
     values = []

@@ -1,4 +1,4 @@
-"""A sparsity shared out over layers, so that sensitive ones get less."""
+"""Distribution of a total sparsity over layers: sensitive layers get less."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def largest(curve: Curve, drop: float) -> float:
-    """The largest sparsity at which a layer alone loses at most `drop`; below a drop of 0 it is 0.
+    """Largest sparsity at which pruning this layer alone costs at most `drop` of the metric; 0 for a negative drop.
 
-    Linear between the measured points, from no loss at 0. Where a measured drop is less than one at a lower sparsity,
-    the higher one holds: chance must not buy a layer a high sparsity.
+    The curve is linear between the measured points, from a drop of 0 at sparsity 0. It is made monotone by its running
+    maximum, so that a small drop by chance at a high sparsity does not count.
     """
     if drop < 0:
         return 0.0
@@ -31,18 +31,18 @@ def largest(curve: Curve, drop: float) -> float:
 
 
 def share_out(curves: Mapping[str, Curve], target: float, path: str = "the file") -> dict[str, float]:
-    """Sparsities by layer, whose total over all weights is `target`, with one drop d common to all layers.
+    """Sparsities by layer that prune round(target · n) of all n weights, with one allowed drop d for all layers.
 
-    Each layer gets the largest sparsity at which, pruned alone, it loses at most d (the curves are those of Li et al.
-    2017). Where the total jumps at d, as at 0 where layers lose nothing, all layers go the same share of the jump. No
-    layer gets more than was measured of it. The total is exact: round(target · n) weights. Raises UsageError for a
-    target above what was measured.
+    Each layer gets the largest sparsity at which pruning it alone costs at most d (sensitivity curves as in Li et al.
+    2017), and never more than its largest measured sparsity. If the total jumps at d, as at d = 0 if layers lose
+    nothing, all layers go the same fraction of their jump. Raises UsageError if `target` exceeds the largest measured
+    total; `path` names the file in the message.
     """
     sizes = {name: curve.weights for name, curve in curves.items()}
     weights = sum(sizes.values())
     most = sum(curve.weights * curve.sparsity[-1] for curve in curves.values()) / weights
     if target > most:
-        raise UsageError(f"sparsity {target:g}: expected at most {most:.4g}, as far as {path} has measured")
+        raise UsageError(f"sparsity {target:g}: expected at most {most:.4g}, the largest total in {path}")
     below, above = (_at(curves, drop) for drop in common_drop(curves, target))
     gap = _total(curves, above) - _total(curves, below)
     share = min(max((target - _total(curves, below)) / gap, 0.0), 1.0) if gap > 0 else 1.0
@@ -52,8 +52,8 @@ def share_out(curves: Mapping[str, Curve], target: float, path: str = "the file"
 
 
 def common_drop(curves: Mapping[str, Curve], target: float) -> tuple[float, float]:
-    """Two drops next to each other, found by bisection, between which the layers' total reaches `target`."""
-    if _total(curves, _at(curves, 0.0)) >= target:  # for nothing
+    """Two neighbouring drops (floats), found by bisection, between which the total sparsity reaches `target`."""
+    if _total(curves, _at(curves, 0.0)) >= target:  # the sparsities that cost nothing suffice
         return -1.0, 0.0
     low, high = 0.0, max(max(curve.drop) for curve in curves.values())
     while low < (middle := (low + high) / 2) < high:
@@ -65,18 +65,18 @@ def common_drop(curves: Mapping[str, Curve], target: float) -> tuple[float, floa
 
 
 def _at(curves: Mapping[str, Curve], drop: float) -> dict[str, float]:
-    """The largest sparsities at which each layer loses at most `drop`."""
+    """Sparsities by layer at one allowed drop."""
     return {name: largest(curve, drop) for name, curve in curves.items()}
 
 
 def _total(curves: Mapping[str, Curve], sparsity: Mapping[str, float]) -> float:
-    """The sparsity over all weights."""
+    """Sparsity over all weights, given the sparsities by layer."""
     sizes = {name: curve.weights for name, curve in curves.items()}
     return sum(size * sparsity[name] for name, size in sizes.items()) / sum(sizes.values())
 
 
 def _whole_numbers(exact: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, int]:
-    """Whole numbers near `exact` with that total, by largest remainders; each layer keeps a weight."""
+    """Round `exact` to whole numbers that sum to `total` (largest remainders); every layer keeps at least 1 weight."""
     counts = {name: min(int(each), sizes[name] - 1) for name, each in exact.items()}
     order = sorted(exact, key=lambda name: counts[name] - exact[name])
     while (missing := total - sum(counts.values())) != 0:

@@ -1,10 +1,10 @@
-"""Dynamic Network Surgery (Guo et al., NeurIPS 2016): what was dropped goes on being trained, and may come back.
+"""Dynamic Network Surgery (Guo et al., NeurIPS 2016): pruned weights are still trained and can return.
 
-The paper keeps the dense weights W and multiplies them by the masks T in the forward pass; the gradient with respect
-to W ⊙ T moves all of W (equation 4). Here the model holds W ⊙ T itself, and the pruned weights W ⊙ (1 - T) are stored.
-A step of the optimizer on W ⊙ T, whose gradient is dense, moves pruned weights away from zero; that update is added to
-the stored weights, and the weight is set to zero again. It is the same update with neither a parametrization nor a
-second forward path, and the loss that is regularised is that of W ⊙ T: weight decay leaves pruned weights alone.
+The paper keeps the dense weights W and multiplies them by the masks T in the forward pass. The gradient with respect to
+W ⊙ T updates all of W (equation 4). Here the model holds W ⊙ T; the pruned weights W ⊙ (1 - T) are stored separately.
+The gradient of W ⊙ T is dense, so that an optimizer step moves pruned weights away from zero. This update is added to
+the stored weights, and the pruned weights in the model are set to zero again. The result is the same update without a
+parametrization and without a second copy in the forward pass. Weight decay acts on W ⊙ T, not on pruned weights.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 LOWER, UPPER = 0.9, 1.1
-"""the two thresholds a and b of equation 3, as multiples of one: the factors of the authors' own code"""
+"""thresholds a and b of equation 3, as multiples of one threshold t; the factors of the authors' code"""
 
 
 def scores(weight: Tensor, mask: Tensor | None) -> Tensor:
-    """Magnitudes of dense weights, scaled so that one threshold t on them is the two thresholds of equation 3.
+    """Magnitudes of dense weights, scaled so that one threshold t on them acts as both thresholds of equation 3.
 
-    A weight that is kept falls below t where |w| < a = 0.9 t, a dropped one exceeds it where |w| > b = 1.1 t, and
-    between the two nothing changes. So any rule that ranks or cuts scores becomes surgery, exact counts included: a
-    dropped weight takes the place of a kept one where it is 1.22 times as large.
+    The score of a kept weight is |w| / 0.9: it is pruned if |w| < a = 0.9 t. The score of a pruned weight is |w| / 1.1:
+    it returns if |w| > b = 1.1 t. Between a and b nothing changes. Any rule that ranks or thresholds these scores
+    performs surgery, exact counts included: a pruned weight replaces a kept one if it is 1.22 times as large. The shape
+    is that of `weight`; `mask` (bool, True keeps) is None before the first pruning.
     """
     magnitude = weight.abs()
     if mask is None:
@@ -32,10 +33,14 @@ def scores(weight: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def follow(stored: Sequence[Tensor], weights: Sequence[Tensor], dropping: Sequence[Tensor]) -> None:
-    """Add the optimizer's update to the stored pruned weights; `dropping` are the masks' complements."""
+    """Add the optimizer's update of the pruned weights to `stored`, in place.
+
+    `dropping`: complements of the masks, in the weights' dtype. Pruned weights were zero before the step, so that
+    `weights` ⊙ `dropping` is the update.
+    """
     torch._foreach_addcmul_(list(stored), list(weights), list(dropping))
 
 
 def whole(weight: Tensor, mask: Tensor, stored: Tensor) -> Tensor:
-    """The dense weight: what the mask keeps, and the stored pruned weights."""
+    """The dense weight: kept weights from `weight`, pruned ones from `stored`."""
     return torch.where(mask, weight, stored)

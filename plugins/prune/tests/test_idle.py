@@ -1,4 +1,4 @@
-"""Weights that read an input which does not vary are found, and go first."""
+"""Weights with a constant input are found and pruned first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from makeweight import Trainer
-from makeweight.models import LeNet300
+from makeweight.models.lenets import LeNet300
 from makeweight_prune import Prune
 from makeweight_prune.idle import idle_last, varies
 
@@ -34,18 +34,18 @@ def test_each_group_of_a_convolution_reads_its_own_channels() -> None:
     assert found[:, :, 0, 0].tolist() == [[False, True]] * 3 + [[True, True]] * 3
 
 
-def test_scores_of_idle_weights_are_the_least_and_what_was_dropped_stays_dropped() -> None:
+def test_idle_weights_score_zero_and_pruned_weights_stay_pruned() -> None:
     scores = {"a": torch.tensor([[3.0, 2, -1]]), "b": torch.tensor([[1.0]])}
     found = idle_last(scores, {"a": torch.tensor([[True, False, False]])})
     assert found["a"].tolist() == [[3, 0, -1]]
     assert found["b"].tolist() == [[1]]
 
 
-def test_what_reads_a_dead_unit_is_dropped_before_smaller_weights() -> None:
+def test_weights_that_read_a_dead_unit_are_pruned_before_smaller_weights() -> None:
     torch.manual_seed(0)
     model = LeNet300((1, 8, 8), 10)
     with torch.no_grad():
-        model.fc1.weight[:100] = 0  # a hundred units without inputs: they put out a constant
+        model.fc1.weight[:100] = 0  # a hundred units without inputs: their output is constant
         model.fc1.bias[:100] = 1
         model.fc2.weight[:, :100] *= 10
     data = torch.randn(640, 1, 8, 8), torch.randint(0, 10, (640,))

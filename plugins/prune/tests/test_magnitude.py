@@ -53,7 +53,7 @@ def test_global_masks_equal_one_sort_over_all_weights() -> None:
     assert masks["a"].float().mean() > 0.5 > masks["b"].float().mean()
 
 
-def test_layer_masks_have_each_their_sparsity() -> None:
+def test_each_layer_mask_has_its_own_sparsity() -> None:
     weights = {"a": torch.randn(10, 10), "b": torch.randn(20, 10)}
     masks = layer_masks({name: weight.abs() for name, weight in weights.items()}, {"a": 0.5, "b": 0.9})
     zeroed = {name: weight * masks[name] for name, weight in weights.items()}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from makeweight import MakeweightError, Trainer, UsageError
-from makeweight.models import LeNet5, LeNet300
+from makeweight.models.lenets import LeNet5, LeNet300
 from makeweight_prune import Prune
 from makeweight_prune.options import parsed
 from makeweight_prune.pattern import inputs, most_kept, pattern_mask
@@ -25,7 +25,7 @@ def trainer(model: nn.Module, *plugins: object, size: int = 8, channels: int = 1
 def test_each_group_loses_exactly_its_smallest(
     out: int, count: int, m: int, levels: int, transposed: bool, seed: int
 ) -> None:
-    """Of a convolution: for each filter and each place of its kernel, m input channels side by side are a group."""
+    """A group of a convolution is m neighbouring input channels at one position of one filter's kernel."""
     generator = torch.Generator().manual_seed(seed)
     shape = (count * m, out, 2, 3) if transposed else (out, count * m, 2, 3)
     scores = torch.rand(shape, generator=generator)
@@ -45,15 +45,17 @@ def test_each_group_loses_exactly_its_smallest(
         assert most_kept(mask, m, dimension) == m - dropped
 
 
-def test_torch_compresses_and_restores_what_was_pruned_and_nothing_else() -> None:
-    """torch.sparse's own conversion for sparse tensor cores gives a matrix back only where it is 2:4 along its rows."""
+def test_torchs_semi_structured_conversion_restores_pruned_matrices_only() -> None:
+    """torch.sparse's conversion for sparse tensor cores restores a matrix only if it is 2:4 along its rows."""
     from torch.sparse._semi_structured_conversions import (
         sparse_semi_structured_from_dense_cutlass,
         sparse_semi_structured_to_dense_cutlass,
     )
 
     def there_and_back(matrix: torch.Tensor) -> torch.Tensor:
-        return sparse_semi_structured_to_dense_cutlass(*sparse_semi_structured_from_dense_cutlass(matrix))
+        values = sparse_semi_structured_from_dense_cutlass(matrix)
+        dense: torch.Tensor = sparse_semi_structured_to_dense_cutlass(*values)
+        return dense
 
     torch.manual_seed(0)
     linear, conv = torch.randn(64, 128).half(), torch.randn(64, 32, 3, 3).half()
@@ -76,7 +78,8 @@ def test_training_ends_with_the_pattern_and_groups_lose_one_weight_after_the_oth
 
     def look(batch: Any, output: Any) -> torch.Tensor:
         seen.append(most_kept(run.model.get_parameter("fc1.weight"), 4))
-        return output.sum() * 0
+        result: torch.Tensor = output.sum() * 0
+        return result
 
     run.losses["look"] = look
     metrics = run.fit()
@@ -100,15 +103,17 @@ def test_convolutions_take_the_pattern_along_their_input_channels() -> None:
         assert ((second.view(2, 4, 4, 9)[..., place] != 0).sum(1) == 1).all()
 
 
-def test_layers_whose_channels_are_no_multiple_are_left_out_unless_they_are_named() -> None:
+def test_layers_with_indivisible_channels_are_skipped_but_refused_if_named() -> None:
     run = trainer(LeNet5((1, 28, 28), 10), Prune(pattern="2:4"), size=28)
     said = run.check()["prune"] or ""
     assert "430,000 weights of 3 layers, pattern conv2 2:4, fc1 2:4, fc2 2:4" in said
-    assert "left out, as their input channels are no multiple: conv1" in said
+    assert "skipped, input channels not a multiple of M: conv1" in said
     for asked in ({"pattern": "2:4", "layers": "conv*"}, {"pattern": {"*": "2:4", "conv1": "2:4"}}):
-        with pytest.raises(UsageError, match=r"prune\.pattern 2:4: conv1 has 1 input channels, no multiple of 4"):
+        with pytest.raises(
+            UsageError, match=r"prune\.pattern 2:4: conv1 has 1 input channels, expected a multiple of 4"
+        ):
             trainer(LeNet5((1, 28, 28), 10), Prune(**asked), size=28).set_up()
-    with pytest.raises(UsageError, match=r"prune\.pattern 2:7: no layer's input channels are a multiple"):
+    with pytest.raises(UsageError, match=r"prune\.pattern 2:7: no layer has a multiple of M input channels"):
         trainer(LeNet300((1, 8, 8), 10), Prune(pattern="2:7")).set_up()
 
 
@@ -123,13 +128,13 @@ def test_a_pattern_that_was_undone_is_an_error_at_export(tmp_path: Any) -> None:
     run.fit()
     run.export(tmp_path / "good.safetensors")
     run.model.get_parameter("fc2.weight").data[3, 8:11] = 1.0
-    with pytest.raises(MakeweightError, match=r"fc2 has [34] weights in a group of 4 where 2:4 was asked for"):
+    with pytest.raises(MakeweightError, match=r"fc2 has [34] nonzero weights in a group of 4, expected at most 2"):
         run.export(tmp_path / "model.safetensors")
     assert not (tmp_path / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("given", ["2", "4:2", "0:4", "2:4:8", "a:b", "2:99999", "-1:4", ""])
-def test_what_is_no_pattern_is_refused(given: str) -> None:
-    with pytest.raises(UsageError, match=f"pattern {given}: expected N:M with 1 <= N <= M, as 2:4"):
+def test_malformed_patterns_are_refused(given: str) -> None:
+    with pytest.raises(UsageError, match=f"pattern {given}: expected N:M with 1 <= N <= M <= 9999, for example 2:4"):
         Prune(pattern=given)
     assert parsed("1:1") == (1, 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from makeweight import LoopOptions, MakeweightError, Trainer, UsageError
-from makeweight.models import LeNet300
+from makeweight.models.lenets import LeNet300
 from makeweight_prune import Prune
 from tests.helpers import run_stages
 
@@ -23,7 +23,7 @@ def sparsities(run: Trainer) -> dict[str, float]:
 
 @pytest.mark.parametrize("schedule", ["cubic", "linear", "one-shot"])
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_the_sparsity_asked_for_is_reached(schedule: Any, scope: Any) -> None:
+def test_the_target_sparsity_is_reached(schedule: Any, scope: Any) -> None:
     run = trainer(Prune(sparsity=0.8, schedule=schedule, scope=scope))
     metrics = run.fit()
     assert metrics["sparsity"] == pytest.approx(0.8, abs=1e-4)
@@ -47,7 +47,8 @@ def test_nothing_is_pruned_before_begin_and_all_of_it_by_end() -> None:
 
     def look(batch: Any, output: Any) -> torch.Tensor:  # a loss term sees the weights of every step
         seen.append(sparsities(run)["fc1"])
-        return output.sum() * 0
+        result: torch.Tensor = output.sum() * 0
+        return result
 
     run = trainer(Prune(sparsity=0.8, begin=1, end=2, every=1, schedule="linear"), epochs=4)
     run.losses["look"] = look
@@ -66,7 +67,8 @@ def test_dropped_weights_stay_zero_under_momentum_and_weight_decay() -> None:
         zeros = {name: layer.weight == 0 for name, layer in run.layers().items()}
         first.update(first or zeros)  # type: ignore[arg-type]
         assert all(torch.equal(zeros[name], first[name]) for name in zeros)  # type: ignore[arg-type]
-        return output.sum() * 0
+        result: torch.Tensor = output.sum() * 0
+        return result
 
     run.losses["same zeros"] = same_zeros
     run.fit()
@@ -86,7 +88,7 @@ def test_a_sparsity_that_was_undone_is_an_error_at_export(tmp_path: Any) -> None
     run = trainer(Prune(sparsity=0.9))
     run.fit()
     run.model.fc2.weight.data.fill_(1.0)  # type: ignore[union-attr,operator]
-    with pytest.raises(MakeweightError, match=r"sparsity of fc2 is 0\.0000 where 0\.9 was asked for"):
+    with pytest.raises(MakeweightError, match=r"sparsity of fc2 is 0\.0000, expected at least 0\.9"):
         run.export(tmp_path / "model.safetensors")
     assert not (tmp_path / "model.safetensors").exists()
 
@@ -112,7 +114,7 @@ def test_masks_are_kept_on_the_weight_behind_a_parametrization() -> None:
         ({"sparsity": {"fc1": -1}}, "sparsity fc1 -1: expected 0 <= sparsity < 1"),
         ({"scope": "global", "sparsity": {"fc1": 0.5}}, "scope global: expected one number"),
         ({"begin": -1}, "begin -1: expected an epoch"),
-        ({"begin": 2, "end": 1}, "end 1: expected an epoch not before begin 2"),
+        ({"begin": 2, "end": 1}, "end 1: expected an epoch at or after begin 2"),
         ({"every": 0}, "every 0: expected at least 1 step"),
     ],
 )

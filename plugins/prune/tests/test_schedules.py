@@ -5,8 +5,8 @@ import pytest
 from makeweight_prune.schedules import left_over, scheduled
 
 
-def test_iterative_rounds_drop_each_the_same_share_of_what_is_left() -> None:
-    """99 % in two rounds are 90 % and then 90 % of the rest; with half of the weights gone before, the rest is cut."""
+def test_each_iterative_round_prunes_the_same_fraction_of_the_remaining_weights() -> None:
+    """99 % in two rounds is 90 %, then 90 % of the rest. From an initial 50 %, the rounds divide the remaining half."""
     seen = [scheduled("iterative", 0.0, 0.99, done, rounds=2) for done in (0.0, 0.5, 0.99, 1.0, 2.0)]
     assert seen == pytest.approx([0.9, 0.9, 0.9, 0.99, 0.99])
     densities = [1 - scheduled("iterative", 0.5, 0.98, done / 4, rounds=5) for done in range(5)]
@@ -23,7 +23,7 @@ def test_iterative_rounds_are_evenly_spaced_from_begin_to_end() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["cubic", "linear", "one-shot", "iterative"])
-def test_a_schedule_ends_at_exactly_what_was_asked_for(schedule: str) -> None:
+def test_a_schedule_ends_at_exactly_its_target(schedule: str) -> None:
     assert [scheduled(schedule, 0.3, final, 1.0, 7) for final in (0.7, 0.9, 0.975)] == [0.7, 0.9, 0.975]
     values = [scheduled(schedule, 0.3, 0.9, step / 50, 7) for step in range(-5, 60)]
     assert values == sorted(values)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from makeweight.cli import main
-from makeweight.models import LeNet300
+from makeweight.commands.cli import main
+from makeweight.models.lenets import LeNet300
 
 MODULE = """
 import torch
@@ -21,7 +21,7 @@ class Forbidden:
         return 10
 
     def __getitem__(self, index):
-        raise AssertionError("the test data was looked at")
+        raise AssertionError("the test data was read")
 
 generator = torch.Generator().manual_seed(0)
 labels = torch.randint(0, 10, (300,), generator=generator)
@@ -34,7 +34,7 @@ def data():
 
 @pytest.fixture
 def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LeNet300:
-    """A network whose weights lie in weights.safetensors, with data whose test part must not be read."""
+    """A network with its weights in weights.safetensors, and data whose test split must not be read."""
     torch.manual_seed(0)
     model = LeNet300((1, 8, 8), 10)
     monkeypatch.chdir(tmp_path)
@@ -78,7 +78,17 @@ def test_each_layer_is_pruned_alone_and_measured_on_the_validation_data(
     assert xml.etree.ElementTree.parse(tmp_path / "weights.sensitivity.svg").getroot().tag.endswith("svg")
 
 
-def test_layers_examples_and_names_are_as_asked_for_and_the_file_shares_out_a_target(
+def test_a_metric_of_which_less_is_better_is_a_gain_and_not_a_loss(network: LeNet300, tmp_path: Path) -> None:
+    from makeweight_prune.curves import read
+
+    assert main([*WORDS, "--sparsities", "0.5,0.9", "--metric", "perplexity"]) == 0
+    record = json.loads((tmp_path / "weights.sensitivity.json").read_text())
+    assert (record["metric"], record["higher_is_better"]) == ("perplexity", False)
+    curve = read("weights.sensitivity.json").layers["fc1"]
+    assert curve.drop == [value - record["dense"] for value in record["layers"]["fc1"]["values"]]
+
+
+def test_layers_examples_and_names_follow_the_options_and_training_takes_the_file(
     network: LeNet300, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*WORDS, "--layers", "fc[12]", "--examples", "40", "-o", "a.json", "--plot", "b.png"]) == 0
@@ -93,20 +103,20 @@ def test_layers_examples_and_names_are_as_asked_for_and_the_file_shares_out_a_ta
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--sparsities", "0.5,1"], "--sparsities 0.5,1: expected numbers between 0 and 1, as 0.5,0.9,0.95"),
+        (["--sparsities", "0.5,1"], "--sparsities 0.5,1: expected numbers between 0 and 1, for example 0.5,0.9,0.95"),
         (["--sparsities", "half"], "--sparsities half: expected numbers"),
         (["--sparsities", "nan"], "--sparsities nan: expected numbers"),
         (["--examples", "0"], "--examples 0: expected 1 or more"),
         (["--layers", "conv*"], "no layer matches 'conv*'"),
-        (["--plot", "x.gif"], "--plot x.gif: expected a name that ends in .svg, .png, .pdf"),
-        (["--plot", "x.svg", "-o", "x.svg"], "-o x.svg: expected another file than the picture's"),
-        (["-o", "weights.safetensors"], "weights.safetensors exists: name another with -o"),
-        (["--validation", "0", "--data", "digits"], "--validation 0.0: expected more"),
+        (["--plot", "x.gif"], "--plot x.gif: expected a name ending in .svg, .png, .pdf"),
+        (["--plot", "x.svg", "-o", "x.svg"], "-o x.svg: expected a file other than the plot"),
+        (["-o", "weights.safetensors"], "weights.safetensors exists: name another file with -o"),
+        (["--validation", "0", "--data", "digits"], "--validation 0.0: expected at least one"),
         (["--lerning-rate", "1"], "--lerning-rate: unknown option"),
     ],
 )
 @pytest.mark.usefixtures("network")
-def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(
+def test_wrong_options_are_refused_in_one_line_and_nothing_is_written(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(tmp_path.iterdir())
@@ -118,21 +128,23 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(
 
 
 @pytest.mark.usefixtures("network")
-def test_what_was_measured_before_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_earlier_result_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "weights.sensitivity.json").write_text("{}")
     assert main(WORDS) == 2
-    assert "weights.sensitivity.json exists: name another with -o" in capsys.readouterr().err
+    assert "weights.sensitivity.json exists: name another file with -o" in capsys.readouterr().err
     assert (tmp_path / "weights.sensitivity.json").read_text() == "{}"
 
 
 @pytest.mark.usefixtures("network")
-def test_code_that_a_recipe_beside_names_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_named_by_the_config_beside_the_file_is_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "config.yaml").write_text("model: lenet300\ndata: sensitivity_data:data\n")
     assert main(["sensitivity", "weights.safetensors"]) == 2
-    assert "names code, data sensitivity_data:data: to trust it, say --recipe" in capsys.readouterr().err
+    assert "refers to code, data sensitivity_data:data: to trust it, use --recipe" in capsys.readouterr().err
 
 
-def test_the_weight_is_put_back_where_measuring_fails() -> None:
+def test_the_weight_is_restored_if_measuring_fails() -> None:
     from makeweight_prune.sensitivity import measure
 
     weight: Any = torch.nn.Parameter(torch.randn(10, 10))

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from makeweight import Trainer, UsageError
-from makeweight.models import LeNet300
+from makeweight.models.lenets import LeNet300
 from makeweight_prune import Prune
 from makeweight_prune.curves import Curve, as_json, read
 from makeweight_prune.sharing import largest, share_out
 
 
 def test_layers_that_lose_linearly_get_the_closed_form() -> None:
-    """drop_i = k_i s_i: with one drop d for all, s_i = d / k_i and d = s Σ n_i / Σ (n_i / k_i)."""
+    """If drop_i = k_i s_i, one drop d for all layers gives s_i = d / k_i and d = s Σ n_i / Σ (n_i / k_i)."""
     slopes, sizes = {"a": 0.2, "b": 0.5, "c": 1.0}, {"a": 500_000, "b": 300_000, "c": 200_000}
     points = [number / 20 for number in range(1, 20)]
     curves = {name: Curve(sizes[name], points, [slopes[name] * point for point in points]) for name in slopes}
@@ -26,18 +26,18 @@ def test_layers_that_lose_linearly_get_the_closed_form() -> None:
         drop = target * 1_000_000 / sum(sizes[name] / slopes[name] for name in slopes)
         shared = share_out(curves, target)
         assert shared == pytest.approx({name: drop / slopes[name] for name in slopes}, abs=2e-5)
-    # Where a's curve ends, at 0.95, the others take the rest: d (300,000 / 0.5 + 200,000 / 1) = 800,000 - 475,000.
+    # a stops at 0.95, its last point; the others take the rest: d (300,000 / 0.5 + 200,000 / 1) = 800,000 - 475,000.
     assert share_out(curves, 0.8) == pytest.approx({"a": 0.95, "b": 325 / 400, "c": 325 / 800}, abs=2e-5)
 
 
-def test_where_layers_lose_nothing_all_go_the_same_share_of_what_is_free() -> None:
+def test_layers_that_lose_nothing_all_go_the_same_fraction_of_their_free_sparsity() -> None:
     curves = {"a": Curve(1000, [0.5, 0.9], [0.0, 0.3]), "b": Curve(1000, [0.4, 0.8], [-0.01, -0.02])}
     assert share_out(curves, 0.325) == pytest.approx({"a": 0.25, "b": 0.4})  # half of 0.5 and of 0.8
     assert share_out(curves, 0.65) == pytest.approx({"a": 0.5, "b": 0.8})
     assert share_out(curves, 0.75) == pytest.approx({"a": 0.7, "b": 0.8})
 
 
-def test_the_largest_sparsity_is_interpolated_and_chance_gains_buy_nothing() -> None:
+def test_the_largest_sparsity_is_interpolated_on_the_running_maximum_of_the_drop() -> None:
     curve = Curve(10, [0.2, 0.4, 0.6, 0.8], [0.1, 0.3, 0.05, 0.5])
     assert [largest(curve, drop) for drop in (-1, 0.05, 0.1, 0.2, 0.4, 0.5, 9)] == pytest.approx(
         [0, 0.1, 0.2, 0.3, 0.7, 0.8, 0.8]
@@ -65,8 +65,8 @@ def test_the_total_is_exact_for_any_curves(curves: dict[str, Curve], share: floa
     assert all(0 <= sparsity < 1 for sparsity in shared.values())
 
 
-def test_a_target_above_what_was_measured_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"sparsity 0\.96: expected at most 0\.95, as far as x\.json has measured"):
+def test_a_target_above_the_largest_measured_total_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"sparsity 0\.96: expected at most 0\.95, the largest total in x\.json"):
         share_out({"a": Curve(100, [0.95], [0.1])}, 0.96, "x.json")
 
 
@@ -74,7 +74,7 @@ SIZES = {"fc1": 19_200, "fc2": 30_000, "fc3": 1_000}
 
 
 def written(tmp_path: Path, **changes: Any) -> str:
-    """A file of LeNet-300-100 on 8 × 8 pixels, of which fc1 bears pruning best."""
+    """The path of a file for LeNet-300-100 on 8 × 8 pixels; fc1 is the least sensitive. `a__b`: key b of table a."""
     values = {"fc1": [0.9, 0.85, 0.8], "fc2": [0.8, 0.6, 0.4], "fc3": [0.7, 0.3, 0.1]}
     layers = {name: {"weights": SIZES[name], "sparsity": [0.8, 0.9, 0.98], "values": values[name]} for name in SIZES}
     record = json.loads(as_json("lenet300", "digits", "accuracy", 0.9, 144, layers))
@@ -101,38 +101,40 @@ def test_training_reaches_the_total_and_sensitive_layers_keep_more(tmp_path: Pat
     assert run.export(tmp_path / "model.safetensors") is not None
 
 
-def test_what_the_metric_loses_is_what_the_loss_gains(tmp_path: Path) -> None:
+def test_the_drop_is_lost_accuracy_or_gained_loss(tmp_path: Path) -> None:
     accuracy = read(written(tmp_path))
     assert accuracy.layers["fc2"].drop == pytest.approx([0.1, 0.3, 0.5])
     loss = read(written(tmp_path, metric="loss"))
     assert loss.layers["fc2"].drop == pytest.approx([-0.1, -0.3, -0.5])
+    perplexity = read(written(tmp_path, metric="perplexity", higher_is_better=False))
+    assert perplexity.layers == loss.layers
+    with pytest.raises(UsageError, match="higher_is_better: expected true or false"):
+        read(written(tmp_path, higher_is_better=1))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "other"}, "its format is not 'makeweight sensitivity 1'"),
-        ({"layers": {}}, "it has no layers"),
-        ({"layers": [1]}, "it has no layers"),
-        ({"dense": "high"}, "dense is no number"),
+        ({"format": "other"}, "expected the format 'makeweight sensitivity 1'"),
+        ({"layers": {}}, "expected a table of layers"),
+        ({"layers": [1]}, "expected a table of layers"),
+        ({"dense": "high"}, "dense: expected a number"),
         ({"dense": float("nan")}, "it holds the number NaN"),
         ({"dense": 10**4000}, "a number of 4,001 digits"),
-        ({"layers__fc1": 3}, "layer 'fc1' is no table"),
-        ({"layers__fc1__weights": True}, "the weights of 'fc1' are no number"),
-        ({"layers__fc1__weights": -5}, "the weights of 'fc1' are no number"),
-        ({"layers__fc1__sparsity": [0.5, "x"]}, "sparsity of 'fc1' is no list of numbers"),
-        ({"layers__fc1__values": None}, "values of 'fc1' is no list of numbers"),
-        ({"layers__fc1__values": [0.5]}, "'fc1' has 3 sparsities and 1 values"),
-        ({"layers__fc1__sparsity": [0.9, 0.5, 0.8]}, "the sparsities of 'fc1' do not rise between 0 and 1"),
-        ({"layers__fc1__sparsity": [0.5, 0.9, 1.0]}, "the sparsities of 'fc1' do not rise between 0 and 1"),
-        ({"layers__fc1__weights": 7}, "is of another model: fc1 has 7 weights there, 19,200 here"),
+        ({"layers__fc1": 3}, "layer 'fc1': expected a table"),
+        ({"layers__fc1__weights": True}, "weights of 'fc1': expected a positive whole number"),
+        ({"layers__fc1__weights": -5}, "weights of 'fc1': expected a positive whole number"),
+        ({"layers__fc1__sparsity": [0.5, "x"]}, "sparsity of 'fc1': expected a list of numbers"),
+        ({"layers__fc1__values": None}, "values of 'fc1': expected a list of numbers"),
+        ({"layers__fc1__values": [0.5]}, "'fc1' has 3 sparsities but 1 values"),
+        ({"layers__fc1__sparsity": [0.9, 0.5, 0.8]}, "sparsity of 'fc1': expected ascending numbers between 0 and 1"),
+        ({"layers__fc1__sparsity": [0.5, 0.9, 1.0]}, "sparsity of 'fc1': expected ascending numbers between 0 and 1"),
+        ({"layers__fc1__weights": 7}, "belongs to another model: fc1 has 7 weights there, 19,200 in this one"),
         ({"layers__conv1": {"weights": 7, "sparsity": [0.5], "values": [1]}}, "this one has no layer 'conv1'"),
-        ({"layers": {"fc1": {"weights": 19_200, "sparsity": [0.5], "values": [1]}}}, "says nothing of 'fc2'"),
+        ({"layers": {"fc1": {"weights": 19_200, "sparsity": [0.5], "values": [1]}}}, "has no layer 'fc2'"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_not_as_it_was_written_is_refused_in_one_line(
-    changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_a_malformed_file_is_refused_in_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = written(tmp_path, **changes)
     data = (torch.randn(64, 1, 8, 8), torch.randint(0, 10, (64,)))
     run = Trainer(LeNet300((1, 8, 8), 10), data, plugins=[Prune(sensitivity=path)], batch_size=32, epochs=1)
@@ -160,14 +162,14 @@ def test_json_gives_curves_or_a_usage_error(tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"dense": ' + "9" * 5000 + "}"])
-def test_what_is_no_json_or_no_file_is_refused(text: str, tmp_path: Path) -> None:
+def test_invalid_json_and_missing_files_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(UsageError, match="is not JSON"):
+    with pytest.raises(UsageError, match="is not readable JSON"):
         read(str(tmp_path / "x.json"))
     with pytest.raises(UsageError, match=r"sensitivity nowhere\.json cannot be read: No such file"):
         read("nowhere.json")
     (tmp_path / "latin.json").write_bytes(b"\xff")
-    with pytest.raises(UsageError, match="is not JSON that can be read: it is not text"):
+    with pytest.raises(UsageError, match="is not readable JSON: it is not text"):
         read(str(tmp_path / "latin.json"))
 
 
@@ -175,6 +177,6 @@ def test_what_is_no_json_or_no_file_is_refused(text: str, tmp_path: Path) -> Non
     "options",
     [{"scope": "global"}, {"quality": 1.0}, {"pattern": "2:4"}, {"sparsity": {"fc1": 0.5}}],
 )
-def test_only_one_number_for_sparsity_can_be_shared_out(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="sensitivity: expected one number for sparsity, and scope layer"):
+def test_only_one_number_for_sparsity_can_be_distributed(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="sensitivity: expected one number for sparsity, with scope layer"):
         Prune(sensitivity="x.json", **options)

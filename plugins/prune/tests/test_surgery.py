@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from makeweight import LoopOptions, MakeweightError, Trainer, checkpoint, load_tensors
-from makeweight.models import LeNet300
+from makeweight import LoopOptions, MakeweightError, Trainer, load_tensors
+from makeweight.models.lenets import LeNet300
 from makeweight.testing import PluginConformance, run_trainer
+from makeweight.training import checkpoint
 from makeweight_prune import Prune
 from makeweight_prune.magnitude import kept
 from makeweight_prune.surgery import scores
@@ -22,7 +23,7 @@ from tests.helpers import run_stages
 
 
 def model_and_data() -> tuple[LeNet300, tuple[torch.Tensor, torch.Tensor]]:
-    """In double precision, so that a reference agrees on each weight, and with classes that can be learnt."""
+    """A model in double precision, so that it equals a reference at every weight, and data that can be learnt."""
     torch.manual_seed(0)
     labels = torch.randint(0, 10, (320,))
     pixels = torch.randn(10, 1, 8, 8)[labels] + 0.5 * torch.randn(320, 1, 8, 8)
@@ -39,7 +40,8 @@ def stop_early(run: Trainer) -> None:
 
     def stop(batch: Any, output: Any) -> torch.Tensor:
         run.stop("enough")
-        return output.sum() * 0
+        result: torch.Tensor = output.sum() * 0
+        return result
 
     run.losses["stop"] = stop
 
@@ -49,20 +51,21 @@ def zeros(run: Trainer) -> dict[str, torch.Tensor]:
 
 
 def watched(run: Trainer) -> list[dict[str, torch.Tensor]]:
-    """Which weights are zero in each step's forward, filled while the run goes."""
+    """A list that the run fills: at every step's forward pass, the positions of the zeros by layer."""
     seen: list[dict[str, torch.Tensor]] = []
 
     def look(batch: Any, output: Any) -> torch.Tensor:
         seen.append(zeros(run))
-        return output.sum() * 0
+        result: torch.Tensor = output.sum() * 0
+        return result
 
     run.losses["look"] = look
     return seen
 
 
 @given(st.integers(1, 200), st.floats(0.1, 2), st.integers(0, 2**31))
-def test_one_threshold_on_the_scores_is_the_two_of_the_paper(size: int, t: float, seed: int) -> None:
-    """Guo et al. 2016, equation 3: 0 below a, as it was between a and b, 1 above b; a = 0.9 t, b = 1.1 t."""
+def test_one_threshold_on_the_scores_acts_as_the_two_of_the_paper(size: int, t: float, seed: int) -> None:
+    """Guo et al. 2016, equation 3: the mask is 0 below a = 0.9 t, 1 above b = 1.1 t, and unchanged in between."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(size, generator=generator, dtype=torch.float64)
     mask = torch.rand(size, generator=generator) < 0.5
@@ -83,7 +86,7 @@ def test_a_dropped_weight_returns_only_for_a_kept_one_that_is_much_smaller(
     if int((~mask).sum()) == round(sparsity * size) and (back := made & ~mask).any():
         gone = mask & ~made
         assert weight[back].abs().min() > 1.1 / 0.9 * weight[gone].abs().max() * (1 - 1e-9)
-    assert torch.equal(kept(scores(weight, made), sparsity), made)  # at once again nothing changes
+    assert torch.equal(kept(scores(weight, made), sparsity), made)  # scoring again changes nothing
 
 
 def test_training_is_that_of_dense_weights_under_masks_with_the_gradient_passed_through() -> None:
@@ -99,7 +102,8 @@ def test_training_is_that_of_dense_weights_under_masks_with_the_gradient_passed_
     def look(batch: Any, output: Any) -> torch.Tensor:
         batches.append(batch)
         inside.append(plugin.masks(run))
-        return output.sum() * 0
+        result: torch.Tensor = output.sum() * 0
+        return result
 
     run.losses["look"] = look
     run.fit()
@@ -107,7 +111,7 @@ def test_training_is_that_of_dense_weights_under_masks_with_the_gradient_passed_
     for step, (x, y) in enumerate(batches):
         assert all(torch.equal(inside[step][name], reference.masks[name]) for name in reference.masks), step
         reference.step(x, y)
-        if (step % 5 == 0 or step % 10 == 9) and step < 39:  # after the last one the schedule is over
+        if (step % 5 == 0 or step % 10 == 9) and step < 39:  # the schedule ends at step 39
             reference.revise()
     assert int((inside[0]["fc1"] != inside[-1]["fc1"]).sum()) > 100
     for name, dense in reference.dense.items():
@@ -116,7 +120,7 @@ def test_training_is_that_of_dense_weights_under_masks_with_the_gradient_passed_
 
 
 class Reference:
-    """Dense weights that the optimizer updates, and masks of them made by sorting, with the kept ones favoured."""
+    """Dense weights updated by SGD, and masks from sorting, in which kept weights count 1.1 / 0.9 times as much."""
 
     def __init__(self, network: nn.Module, sparsity: float) -> None:
         self.network, self.sparsity = network, sparsity
@@ -157,7 +161,7 @@ def test_the_sparsity_is_exact_at_every_step_while_weights_come_and_go(scope: An
     assert {sum(int(each.sum()) for each in step.values()) for step in seen} == {round(0.9 * total)}
     came_back = [int((before["fc1"] & ~after["fc1"]).sum()) for before, after in pairwise(seen)]
     assert sum(came_back[:29]) > 20
-    assert came_back[30:] == [0] * 9  # after the end masks are what they are
+    assert came_back[30:] == [0] * 9  # masks are fixed after the end
 
 
 def test_without_surgery_nothing_comes_back() -> None:
@@ -201,11 +205,12 @@ def test_after_the_end_a_checkpoint_holds_no_dropped_weights_and_before_it_does(
         held.append(len(state["stored"]))
         for name, stored in state["stored"].items():
             assert not (stored[plugin.masks(run)[name]]).any()
-        return output.sum() * 0
+        result: torch.Tensor = output.sum() * 0
+        return result
 
     run.losses["look"] = look
     run.fit()
-    assert held == [0] * 3 + [3] * 17 + [0] * 20  # the schedule's first zeros are due at the third step
+    assert held == [0] * 3 + [3] * 17 + [0] * 20  # the schedule prunes the first weights at the third step
 
 
 @pytest.mark.parametrize("change", ["name", "shape", "dtype", "kind"])
@@ -231,7 +236,7 @@ def test_dropped_weights_of_a_checkpoint_that_do_not_fit_are_refused(change: str
 
 
 class TestSurgery(PluginConformance):
-    """Resumed to the same bits, in two processes too: what is stored is in the checkpoint after the first step."""
+    """Resuming is exact, in two processes too: checkpoints hold the stored weights from the first step on."""
 
     name = "prune"
     options = {"sparsity": 0.5, "schedule": "one-shot", "every": 1, "surgery": True, "end": 1}
@@ -253,7 +258,7 @@ stages:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_surgery_clustering_and_coding_in_stages_keep_what_each_promised(processes: int, tmp_path: Path) -> None:
+def test_surgery_clustering_and_coding_in_stages_each_reach_their_target(processes: int, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     run_trainer(["--recipe", "recipe.yaml", "--out", "run"], tmp_path, processes=processes)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -1,4 +1,4 @@
-"""A module's forward with quantizers in it, generated from its own graph and put in the place of its own."""
+"""Replace modules' forwards by ones that call quantizers, generated from each module's own torch.fx graph."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor, fx, nn
 
 from makeweight.plugin import MakeweightError
 
-from .tracing import Home, trace_alone
+from .tracing import Site, trace_forward
 
 Quantizer = Callable[[Tensor], Tensor]
 MARK = "_quantizers"
-"""the attribute of a module with such a forward: the names of its quantizers"""
+"""attribute of a module with a replaced forward: the names of its quantizers"""
 
 
-def attach(model: nn.Module, quantizers: Mapping[Home, Quantizer], training: bool = True) -> None:
-    """Let the modules' forwards call a quantizer on the tensors that are named by module and name in its graph.
+def attach(model: nn.Module, quantizers: Mapping[Site, Quantizer], training: bool = True) -> None:
+    """Replace the forwards of modules so that they call a quantizer on the tensor at each site.
 
-    The modules stay what they are, with their hooks, their parameters and their names; `detach` undoes it. Without
-    `training` the forward is that of eval alone. Raises MakeweightError for a name that a module's graph has not, and
-    for a forward that cannot be traced.
+    Modules keep their class, hooks, parameters and names; `detach` restores their forwards. With `training` False, the
+    forward of eval mode is used in both modes. Raises MakeweightError for a name that is not in the module's graph, and
+    UsageError for a forward that cannot be traced.
     """
     by_module: dict[str, dict[str, Quantizer]] = {}
     for (path, name), quantizer in quantizers.items():
@@ -34,12 +34,12 @@ def attach(model: nn.Module, quantizers: Mapping[Home, Quantizer], training: boo
             forward = _by_mode(_generated(module, list(inside), path, training=True), forward)
         module.__dict__["forward"] = MethodType(forward, module)
         for name, quantizer in inside.items():
-            module.__dict__[_attribute(name)] = quantizer  # not a submodule: no name of the model's changes
+            module.__dict__[_attribute(name)] = quantizer  # not a submodule: the model's names stay the same
         module.__dict__[MARK] = list(inside)
 
 
 def detach(model: nn.Module) -> None:
-    """Give every module its own forward back."""
+    """Restore every module's own forward."""
     for module in model.modules():
         if MARK in module.__dict__:
             for name in module.__dict__.pop(MARK):
@@ -55,21 +55,21 @@ def _by_mode(trained: Callable[..., Any], evaluated: Callable[..., Any]) -> Call
 
 
 def _generated(module: nn.Module, names: list[str], path: str, training: bool) -> Callable[..., Any]:
-    graph = trace_alone(module, path, training)
+    graph = trace_forward(module, path, training)
     nodes = {node.name: node for node in graph.nodes}
     for name in names:
         if name not in nodes:
-            raise MakeweightError(f"qat: the forward of module {path!r} has no tensor {name!r}: it is of another model")
+            raise MakeweightError(f"qat: the forward of module {path!r} has no tensor {name!r}: it is another model")
         _insert(graph, nodes[name])
     source = graph.python_code("self")
     namespace = dict(source.globals)
-    exec(source.src, namespace)  # torch.fx's own text of the graph, as its GraphModule runs it
+    exec(source.src, namespace)  # the source that torch.fx generates for a GraphModule
     forward: Callable[..., Any] = namespace["forward"]
     return forward
 
 
 def _insert(graph: fx.Graph, node: fx.Node) -> None:
-    """Call the quantizer of a node's name on it, and give the result to all that read it."""
+    """Call the node's quantizer on it, and replace the node by the result in all its uses."""
     last = node
     while last.op == "placeholder" and last.next.op == "placeholder":
         last = last.next

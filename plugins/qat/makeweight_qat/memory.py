@@ -1,4 +1,4 @@
-"""What outlives a stage: learned steps of weights and ranges of activations, each with the bits that it is for."""
+"""The state that passes from stage to stage: learned step sizes of weights, and ranges of activations."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ if TYPE_CHECKING:
 
 @dataclass
 class Memory:
-    """What is known of tensors, for one kind of ranges: `moving`, `minmax`, `percentile` or `learned`."""
+    """Step sizes and ranges of one `kind`: `moving`, `minmax`, `percentile` or `learned`."""
 
     kind: str
     on: bool = False
-    """whether quantization had begun"""
+    """whether quantization was on"""
     steps: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
-    """by layer: its bits, and the learned step of each channel of its weight, [C]"""
+    """by layer: the bits, and the learned step size of each channel of its weight, [C]"""
     ranges: dict[tuple[str, str], tuple[int, Tensor]] = field(default_factory=dict)
-    """by a tensor's module and name: its bits, and -lowest, highest, step and zero point, [4]"""
+    """by site (tracing.py): the bits, and the values negated minimum, maximum, step size, zero point, [4]"""
 
     def write(self) -> dict[str, Any]:
-        """As JSON values and tensors."""
+        """The state as JSON values and tensors."""
         weights = [[layer, *known] for layer, known in self.steps.items()]
-        activations = [[*home, *known] for home, known in self.ranges.items()]
+        activations = [[*site, *known] for site, known in self.ranges.items()]
         return {"on": self.on, "ranges": self.kind, "weights": weights, "activations": activations}
 
     @classmethod
     def read(cls, state: Any, kind: str) -> Memory:
-        """Undo `write`; of ranges of another kind nothing is known. Raises ValueError for what `write` cannot give."""
+        """Undo `write`. Step sizes and ranges of another kind than `kind` are dropped.
+
+        The state is untrusted: raises ValueError for values that `write` cannot give.
+        """
         if not (isinstance(state["on"], bool) and isinstance(state["ranges"], str)):
-            raise ValueError("qat: its state is not as it was written")
+            raise ValueError("qat: the state is damaged: expected on (true or false) and ranges (a name)")
         memory = cls(kind, state["on"])
         for layer, bits, step in state["weights"]:
             if not (isinstance(layer, str) and _is_bits(bits) and _is_finite(step) and bool((step > 0).all())):
-                raise ValueError(f"qat: the learned steps of {layer!r} are not as they were written")
+                raise ValueError(f"qat: the learned step sizes of {layer!r} are damaged: expected numbers above 0")
             memory.steps[layer] = bits, step
         for path, name, bits, values in state["activations"]:
             if not (isinstance(path, str) and isinstance(name, str) and _is_bits(bits) and _is_range(values, bits)):
-                raise ValueError(f"qat: the range of activations {name!r} is not as it was written")
+                raise ValueError(f"qat: the range of activations {name!r} is damaged: expected bits and 4 numbers")
             memory.ranges[path, name] = bits, values
         return memory if state["ranges"] == kind else cls(kind, memory.on)
 
@@ -49,7 +52,7 @@ def _is_bits(bits: Any) -> bool:
 
 
 def _is_finite(values: Any) -> bool:
-    """Whether these are values of float32, [n], with room for products within its range."""
+    """Whether this is a float32 vector [n] of magnitudes below 1e30, whose products stay finite."""
     import torch
 
     is_vector = isinstance(values, torch.Tensor) and values.dtype == torch.float32 and values.ndim == 1

@@ -1,4 +1,4 @@
-"""The plugin's options."""
+"""The options of quantization-aware training."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ Bits = int | dict[str, int]
 
 @dataclass(eq=False)
 class QuantizationOptions:
-    """What is quantized, to how many bits, and from when on."""
+    """Which layers are quantized, to how many bits, and when."""
 
     weights: Bits = 8
-    """bits of the weights, 2 to 8, or a table by layer glob: '{"*": 4, "fc3": 8}'; 0: as they are"""
+    """bits of the weights, 2 to 8, or a table by layer glob such as '{"*": 4, "fc3": 8}'; 0: not quantized"""
     activations: Bits = 8
-    """bits of what layers read, 2 to 8, or a table by layer glob; 0: as it is"""
+    """bits of the layers' inputs, 2 to 8, or a table by layer glob; 0: not quantized"""
     skip: list[str] = field(default_factory=list)
-    """layers to leave alone: globs, and the words first and last"""
+    """layers that are not quantized: globs, and the words first and last"""
     ranges: Literal["moving", "minmax", "percentile", "learned"] = "moving"
-    """of activations: a moving average of extremes, running extremes, percentiles, or learned steps (LSQ). Of weights:
-    their extremes, percentiles, or learned steps"""
+    """ranges of activations: a moving average of minimum and maximum, the running minimum and maximum, percentiles, or
+    learned step sizes (LSQ). Weights: minimum and maximum, percentiles, or learned step sizes"""
     percentile: float = 99.99
-    """with ranges percentile: the share of values, in percent, within each end of the range"""
+    """with ranges percentile: percentage of the values below the upper end, and above the lower end, of the range"""
     begin: float = 0.0
     """epoch of the stage at which quantization begins"""
     freeze: float | None = None
-    """epoch of the stage from which on the ranges of activations stay; never unless given"""
+    """epoch of the stage after which the ranges of activations stay fixed; default: never"""
 
     def __post_init__(self) -> None:
         for option in ("weights", "activations"):
             for layer, bits in as_table(getattr(self, option)).items():
-                whole = bits == 0 or 2 <= bits <= 8
-                require(whole, f"{option} {layer}".strip(), bits, "2 to 8 bits, or 0 for none")
+                is_valid = bits == 0 or 2 <= bits <= 8
+                require(is_valid, f"{option} {layer}".strip(), bits, "2 to 8 bits, or 0 for none")
         require(50 < self.percentile <= 100, "percentile", f"{self.percentile:g}", "50 < percentile <= 100")
         require(self.begin >= 0, "begin", f"{self.begin:g}", "an epoch, 0 or more")
         if self.freeze is not None:
@@ -43,9 +43,10 @@ class QuantizationOptions:
 
     @property
     def is_off(self) -> bool:
-        """Whether no layer is quantized in this stage."""
-        return not any(bits for asked in (self.weights, self.activations) for bits in as_table(asked).values())
+        """Whether this stage quantizes nothing."""
+        return not any(bits for option in (self.weights, self.activations) for bits in as_table(option).values())
 
 
-def as_table(asked: Bits) -> dict[str, int]:
-    return asked if isinstance(asked, dict) else {"": asked}
+def as_table(option: Bits) -> dict[str, int]:
+    """The bits by layer glob; one number for all layers has the key ''."""
+    return option if isinstance(option, dict) else {"": option}

@@ -1,4 +1,4 @@
-"""The plugin: from when on a stage quantizes, what outlives the stage, and what is written in the end."""
+"""The plugin class: attaches quantizers to a stage, carries their state to the next stage, and writes the export."""
 
 from __future__ import annotations
 
@@ -21,34 +21,33 @@ if TYPE_CHECKING:
     from .weights import QuantizedWeight
 
 OBSERVE_EVERY = 4
-"""steps between observations of activations for averages: one costs a small network a tenth of its step"""
+"""activations are observed in every fourth step: on a small network an observation takes a tenth of a step"""
 
 
 @dataclass(eq=False)
 class Quantization(QuantizationOptions):
-    """Train with weights and activations of few bits, and end in a model that computes with integers."""
+    """Quantization-aware training: train with weights and activations of few bits, export integers."""
 
     conflicts: ClassVar[Mapping[str, str]] = {
-        "cluster": "few values for a layer and a grid for each of its channels cannot both hold"
+        "cluster": "clustering needs one set of values per layer, quantization a grid per output channel"
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.on = False  # whether quantization has begun
-        self.memory = Memory(self.ranges)  # what the last stage, or a checkpoint, left
-        self.quantizers: dict[str, QuantizedWeight] = {}  # of weights, by layer
+        self.on = False  # whether quantization is on
+        self.memory = Memory(self.ranges)  # state of the previous stage, or of a checkpoint
+        self.quantizers: dict[str, QuantizedWeight] = {}  # of the weights, by layer
         self.plan: Plan | None = None
-        self.observed: Ranges | None = None  # of activations, where any are quantized
+        self.observed: Ranges | None = None  # of the activations; None where none are quantized
 
     @hookimpl
     def on_check(self, options: StageOptions, model: nn.Module | None, batch: Any, task: Task) -> str:
         from .setup import check
 
-        stage = f"less than the {options.epochs} epochs of the stage"
-        expected = f"{stage}; weights and activations of 0 bits leave a stage out"
+        expected = f"less than the {options.epochs} epochs of the stage (0 bits turn quantization off for a stage)"
         require(self.is_off or self.begin < options.epochs, "qat.begin", f"{self.begin:g}", expected)
         if model is None:
-            return f"weights {self.weights} and activations {self.activations} (bits) of the structure decided by then"
+            return f"weights {self.weights}, activations {self.activations} (bits), layers found when the stage begins"
         return check(self, model, batch, task)
 
     @hookimpl
@@ -67,7 +66,7 @@ class Quantization(QuantizationOptions):
 
     @hookimpl(wrapper=True)
     def on_batch(self, trainer: Trainer) -> Generator[None, Any, Any]:
-        """A step quantizes by the ranges before it; what it observes is taken in after it."""
+        """Surround a training step: it quantizes with the ranges of earlier steps, and its observations update them."""
         from .quantizers import at_most_halved
 
         if not self.on and trainer.progress >= self.begin:
@@ -77,6 +76,7 @@ class Quantization(QuantizationOptions):
             ranges.observing = self.on and self._is_due(trainer, ranges)
         with at_most_halved(self.learned(used=True)):
             loss = yield
+        # After the limit above: it must not apply to step sizes that this update initialises.
         if ranges is not None and ranges.observing:
             ranges.update(trainer.accelerator)
         return loss
@@ -89,11 +89,11 @@ class Quantization(QuantizationOptions):
 
     @hookimpl
     def on_export(self, trainer: Trainer, artifact: Artifact) -> None:
-        """Integers and their scales in the place of the weights; what the activations need stands in the record."""
+        """Replace quantized weights by integers and scales, and record the quantizers of activations."""
         from .record import write_activations, write_weight
 
         if not (self.on or self.is_off or artifact.trial):
-            raise MakeweightError("qat: training stopped before qat.begin")
+            raise MakeweightError(f"qat.begin {self.begin:g}: training stopped before this epoch: train longer")
         record: dict[str, Any] = {"weights": {}, "activations": []}
         for layer, scale in self.scales(trainer).items():
             write_weight(artifact, layer, scale, self.quantizers[layer])
@@ -104,13 +104,13 @@ class Quantization(QuantizationOptions):
 
     @hookimpl
     def on_program(self, trainer: Trainer, model: nn.Module) -> None:
-        """Integers, and the quantizers between them, so that onnxruntime runs integer operators."""
+        """Turn the model into an integer program, for which onnxruntime uses integer operators."""
         from .plan import Plan
         from .program import QuantizeDequantize, make_program
 
         known = self.observed.known() if self.observed is not None else {}
         activations = {
-            home: QuantizeDequantize(float(row[2]), float(row[3]), bits) for home, (bits, row) in known.items()
+            site: QuantizeDequantize(float(row[2]), float(row[3]), bits) for site, (bits, row) in known.items()
         }
         make_program(model, self.plan or Plan(), self.quantizers, self.scales(trainer), activations)
 
@@ -128,26 +128,26 @@ class Quantization(QuantizationOptions):
         attach_record(model, artifact.metadata["qat"]["activations"])
 
     def state_dict(self) -> dict[str, Any]:
-        """What `Memory` holds: of learned steps those that have begun, of ranges those that were seen."""
-        steps = {layer: (each.bits, each.step.detach()) for layer, each in self.quantizers.items() if each.begun}
+        """A `Memory`: learned step sizes and ranges, as far as they are initialised."""
+        steps = {layer: (each.bits, each.step.detach()) for layer, each in self.quantizers.items() if each.initialised}
         return Memory(self.ranges, self.on, steps, self.observed.known() if self.observed is not None else {}).write()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.memory = Memory.read(state, self.ranges)
 
     def scales(self, trainer: Trainer) -> dict[str, Tensor]:
-        """By layer: the step of each channel of its weight as it is now, [C]."""
+        """The present scale of each output channel of each quantized weight, [C] by layer."""
         return {layer: self.quantizers[layer].scale(weight) for layer, weight in self._weights(trainer).items()}
 
     def learned(self, used: bool) -> list[Tensor]:
-        """The learned steps that take part in a training step, or those that do not: they have not begun."""
+        """The learned step sizes in use, or those not in use: uninitialised, or before `begin`."""
         if self.ranges != "learned":
             return []
         steps: list[Tensor] = [each.step for each in self.quantizers.values()] if self.on == used else []
         return steps if self.observed is None else [*steps, *self.observed.learned(used)]
 
     def _turn_on(self, trainer: Trainer) -> None:
-        """Begin to quantize. Learned steps begin here unless they did for the same bits in an earlier stage."""
+        """Begin to quantize. Initialises the learned step sizes of weights that no earlier stage initialised."""
         self.on = True
         for layer, weight in self._weights(trainer).items():
             self.quantizers[layer].turn_on(weight)
@@ -155,13 +155,13 @@ class Quantization(QuantizationOptions):
             self.observed.on = True
 
     def _weights(self, trainer: Trainer) -> dict[str, Tensor]:
-        """The weights behind the quantizers, by layer."""
+        """The unquantized weights, by layer."""
         from makeweight.plugin import parameter, weight_name
 
         return {layer: parameter(trainer.model, weight_name(layer)).detach() for layer in self.quantizers}
 
     def _is_due(self, trainer: Trainer, ranges: Ranges) -> bool:
-        """Whether this step's activations are observed."""
-        moving = self.freeze is None or trainer.progress < self.freeze
+        """Whether this step observes activations."""
+        updating = self.freeze is None or trainer.progress < self.freeze
         due = self.ranges == "minmax" or (self.ranges != "learned" and trainer.step % OBSERVE_EVERY == 0)
-        return (moving and due) or not ranges.all_seen()
+        return (updating and due) or not ranges.all_seen()

@@ -1,7 +1,7 @@
-"""The trained model as an integer program: batch norms folded, weights and biases as integers, Q and DQ between.
+"""Turn the trained model into an integer program: folded batch norms, integer weights and biases, quantizers between.
 
-In ONNX these are QuantizeLinear and DequantizeLinear, which onnxruntime fuses into integer operators; in a program of
-torch.export, which has no operators for them, the same in plain arithmetic.
+In ONNX the quantizers are QuantizeLinear and DequantizeLinear, which onnxruntime fuses into integer operators. In a
+program of torch.export, which has no such operators, they are plain arithmetic.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch.nn.utils import parametrize
 from .forwards import attach, detach
 from .plan import Plan
 from .quantizers import SMALLEST
-from .tracing import Home
+from .tracing import Site
 from .weights import QuantizedWeight, from_integers, over_channels, to_integers
 
 BIAS_LIMIT = 2**30
-"""how large the integer of a bias may get, with room for the products that are added to it in 32 bits"""
+"""largest magnitude of an integer bias: leaves room for the products that are added to it in 32 bits"""
 
 
 class Integers(nn.Module):
-    """A parametrization that is a constant: integers, [C, …], and the scale of each channel."""
+    """A parametrization with a constant value: integers and the scale [C] of each channel along `axis`, dequantized."""
 
     integers: Tensor
     scale: Tensor
@@ -48,7 +48,7 @@ class Integers(nn.Module):
 
 
 class QuantizeDequantize:
-    """A quantizer of activations as a program has it: unsigned integers of 8 bits, clipped where there are fewer."""
+    """A quantizer of activations in a program: unsigned 8-bit integers, clipped where `bits` is below 8."""
 
     def __init__(self, scale: float, zero_point: float, bits: int) -> None:
         self.scale, self.zero_point, self.limit = scale, int(zero_point), 2**bits - 1
@@ -69,15 +69,19 @@ class QuantizeDequantize:
 
 def make_program(
     model: nn.Module, plan: Plan, weights: Mapping[str, QuantizedWeight], scales: Mapping[str, Tensor],
-    activations: Mapping[Home, QuantizeDequantize],
+    activations: Mapping[Site, QuantizeDequantize],
 ) -> None:  # fmt: skip
-    """Make an integer program of a model in eval, in place; of each layer the quantizer of its weight, and scales."""
+    """Turn a model in eval mode into an integer program, in place.
+
+    `weights` and `scales` hold the quantizer of each layer's weight and its scales [C]; `activations` the quantizers
+    of the plan's tensors.
+    """
     detach(model)
     for layer, quantizer in weights.items():
         scale = scales[layer].cpu()
         module: Any = model.get_submodule(layer)
         integers = to_integers(module.weight.detach(), scale, quantizer.axis, quantizer.bits)
-        # Few bits at the upper end of the byte: the same values on a finer scale, which is the biases' too.
+        # Fewer than 8 bits fill the upper end of the byte: the same values with a finer scale, which biases share.
         integers, scale = integers << 8 - quantizer.bits, scale / (1 << 8 - quantizer.bits)
         if layer in plan.norms:
             integers, scale = _fold(model, plan.norms[layer], module, integers, scale, quantizer.axis)
@@ -87,16 +91,17 @@ def make_program(
             integers, scale = _wide_enough(integers, scale, quantizer.axis, module.bias.detach() / source.scale)
             _quantize_bias(module, scale * source.scale)
         _replace(module, "weight", Integers(integers, scale, quantizer.axis))
-    repeated = {home: activations[source] for home, source in plan.repeats.items() if source in activations}
+    repeated = {site: activations[source] for site, source in plan.repeats.items() if source in activations}
     attach(model, {**activations, **repeated}, training=False)
 
 
 def _fold(model: nn.Module, name: str, layer: Any, integers: Tensor, scale: Tensor,
           axis: int) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Fold a batch norm into the layer before it: w γ/σ and (b - μ) γ/σ + β, σ² = variance + ε.
+    """Fold a batch norm into the layer before it: w γ/σ and (b - μ) γ/σ + β, with σ² = variance + ε.
 
-    A factor for each output channel changes the scale of a symmetric quantizer of that channel, and the sign of its
-    integers, but not their rounding: so training with the batch norm beside the layer is training with it folded.
+    Returns the integers and scales of the folded weight. The factor γ/σ of an output channel changes the scale of the
+    channel's symmetric quantizer and the sign of its integers, but not their rounding. Training with a
+    separate batch norm therefore equals training with it folded.
     """
     norm: Any = model.get_submodule(name)
     count = norm.num_features
@@ -111,22 +116,23 @@ def _fold(model: nn.Module, name: str, layer: Any, integers: Tensor, scale: Tens
 
 
 def _wide_enough(integers: Tensor, scale: Tensor, axis: int, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights on a scale with which `bias`, in steps of the input, fits into 32 bits.
+    """Integers and scales of the weight, coarser where needed so that the integer bias fits into 32 bits.
 
-    Only a channel of nearly no weights has a finer one; what its weights lose is no part in 2^23 of the bias. A bias
-    that were left as it is would be made an integer by onnxruntime, and would overflow.
+    `bias` [C] is in units of the input's scale. Only a channel of nearly zero weights needs a coarser scale, and its
+    weights lose less than 2^-23 of the bias. A bias that is left in float would be quantized by onnxruntime, and would
+    overflow.
     """
     wider = torch.maximum(scale, bias.abs() / BIAS_LIMIT)
     return (integers * over_channels(scale / wider, integers, axis)).round().to(torch.int8), wider
 
 
 def _quantize_bias(layer: Any, scale: Tensor) -> None:
-    """The bias as 32-bit integers of the products' scale, as an integer convolution adds it."""
+    """Replace the bias by 32-bit integers with the products' scale [C], as an integer convolution adds it."""
     integers = (layer.bias.detach().double() / scale.clamp_min(SMALLEST).double()).round()
     _replace(layer, "bias", Integers(integers.to(torch.int32), scale, 0))
 
 
 def _replace(module: nn.Module, name: str, constant: Integers) -> None:
-    """Let a parameter be a constant; nothing is left of what it was."""
+    """Replace a parameter by a constant, and free its values."""
     setattr(module, name, nn.Parameter(torch.empty(0), requires_grad=False))
     parametrize.register_parametrization(module, name, constant, unsafe=True)

@@ -1,7 +1,8 @@
 """Quantizers as pure functions on tensors, and their gradients.
 
-An integer is q = clamp(round(x / s) + z, low, high), rounded half to even; what it stands for is s (q - z).
-Weights are symmetric: z = 0, and -high..high, so that a zero stays a zero; activations have a zero point.
+A value x becomes the integer q = clamp(round(x / s) + z, low, high), rounded half to even, with step size (scale) s and
+zero point z. It is dequantized as s (q - z). Weights have symmetric quantizers, with z = 0 and low = -high, so a pruned
+zero stays zero. Activations have affine quantizers, with a zero point.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from torch.autograd.function import once_differentiable
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 SMALLEST = 1e-30
-"""the least step: a tensor of zeros has it, and neither it nor its reciprocal leaves the range of float32"""
+"""smallest step size, for tensors of zeros: it and its reciprocal are finite in float32"""
 
 
 def weight_limit(bits: int) -> int:
     """The largest integer of a symmetric quantizer: 127 for 8 bits, 1 for 2."""
-    return 2 ** (bits - 1) - 1
+    return (1 << (bits - 1)) - 1
 
 
 def symmetric_scale(largest: Tensor, bits: int) -> Tensor:
-    """The step at which magnitudes up to `largest` are not clipped, of its shape."""
+    """The smallest step size that does not clip magnitudes up to `largest`, in the shape of `largest`."""
     return (largest / weight_limit(bits)).clamp_min(SMALLEST)
 
 
 def affine_parameters(bounds: Array, limit: Array) -> tuple[Array, Array]:
-    """Steps and zero points, float32 both, of the integers 0 to `limit` over ranges widened to hold 0.
+    """Step sizes and zero points [...], float32, that map ranges to the integers 0 to `limit`.
 
-    `bounds` is [2, …]: the lowest value with its sign turned, and the highest. Zero is one of the values (Jacob et al.
-    2018, section 2.1), so padding and the zeros of a ReLU are exact. Tensors, or arrays of NumPy.
+    `bounds` is [2, ...]: the negated minimum and the maximum, as tensors or NumPy arrays. Ranges are widened to contain
+    0. Zero is exactly representable (Jacob et al. 2018, section 2.1): padding and the zeros of a ReLU keep their value.
     """
     bounds = bounds.clip(0)
     scale = (bounds.sum(0) / limit).clip(SMALLEST)
@@ -42,11 +43,11 @@ def affine_parameters(bounds: Array, limit: Array) -> tuple[Array, Array]:
 
 
 def fake_quantize(x: Tensor, inverse: Any, scale: Any, low: float, high: float) -> Tensor:
-    """The values that the integers low..high, their zero point taken off, stand for; `inverse` is 1 / scale in float32.
+    """Quantize x to the integers low..high, relative to the zero point, and dequantize them; in the shape of x.
 
-    The gradient passes straight through where the integer is within them (Jacob et al. 2018): it is hardtanh's, whose
-    values are then replaced in place, unseen by autograd, which keeps x alone for it. Vectorised passes take a tenth of
-    the time of torch's own operators on a CPU, which they equal to the bit.
+    `inverse` is 1 / scale in float32. The gradient passes where x is not clipped, else it is 0 (Jacob et al. 2018).
+    It is the gradient of hardtanh, whose output is then overwritten outside of autograd, which saves only x. On a CPU
+    these vectorised passes take a tenth of the time of torch's own operators, and give the same bits.
     """
     step = float(scale)
     output = torch.nn.functional.hardtanh(x, (low - 0.5) * step, (high + 0.5) * step)
@@ -55,23 +56,24 @@ def fake_quantize(x: Tensor, inverse: Any, scale: Any, low: float, high: float) 
 
 
 def fake_quantize_whole(x: Tensor, scale: Tensor) -> Tensor:
-    """The same where the range holds all of x: nothing is clipped, and the gradient is passed on as it is."""
+    """`fake_quantize` without clipping, for a range that covers all of x; the gradient is passed through unchanged."""
     output = x.clone()
     output.data.mul_(1 / scale).round_().mul_(scale)
     return output
 
 
 def fake_quantize_channels(x: Tensor, scale: Tensor, limit: float) -> Tensor:
-    """The same with a scale for each channel, as many dimensions as x, where something may be clipped."""
+    """`fake_quantize` to -limit..limit with a scale per channel; `scale` broadcasts to x."""
     output = x.clamp(-(limit + 0.5) * scale, (limit + 0.5) * scale)
     output.data.mul_(1 / scale).round_().clamp_(-limit, limit).mul_(scale)
     return output
 
 
 class LearnedStep(torch.autograd.Function):
-    """Learned step size quantization (Esser et al. 2020): equations 1 to 3 and 5, the step's gradient times `factor`.
+    """Learned step size quantization (Esser et al. 2020, equations 1 to 3 and 5).
 
-    `scale` has as many dimensions as x, or one element. With a zero point z the limits are those of q - z.
+    `scale`, the step size, broadcasts to x; its gradient is multiplied by `factor`. `low` and `high` are the limits of
+    the integers relative to the zero point.
     """
 
     @staticmethod
@@ -86,27 +88,31 @@ class LearnedStep(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         steps, residual, scale = context.saved_tensors
-        passed = torch.ops.aten.hardtanh_backward(gradient, steps, *context.range)  # zero where it was clipped
+        passed = torch.ops.aten.hardtanh_backward(gradient, steps, *context.range)  # 0 where x was clipped
         by_step = (gradient - passed).mul_(steps).addcmul_(gradient, residual)
         return passed, by_step.sum_to_size(scale.shape).mul_(context.factor), None, None, None
 
 
-def first_step(mean: Tensor, largest_step: Tensor, limit: float | Tensor) -> Tensor:
-    """Where a learned step begins: 2 ⟨|v|⟩ / √Q (Esser et al. 2020, section 2.1), no wider than clips nothing.
+def initial_step(mean: Tensor, largest_step: Tensor, limit: float | Tensor) -> Tensor:
+    """The initial value of a learned step size: 2 ⟨|v|⟩ / √Q (Esser et al. 2020, section 2.1), at most `largest_step`.
 
-    The paper's value suits few bits; at 8 it would spend two of them on a range that nothing reaches.
+    `mean` is ⟨|v|⟩, `limit` Q, the largest integer, and `largest_step` the step size that clips nothing. The paper's
+    value suits few bits; at 8 bits it would waste two of them on a range that no value reaches.
     """
     return torch.minimum(2 * mean / limit**0.5, largest_step).clamp_min(SMALLEST)
 
 
 def gradient_factor(count: int, limit: int) -> float:
-    """1 / √(N Q), by which a step's gradient is scaled (Esser et al. 2020, section 2.2)."""
-    return (max(count, 1) * limit) ** -0.5
+    """The factor of a step size's gradient: 1 / √(N Q) (Esser et al. 2020, section 2.2).
+
+    N is `count`, the number of values with this step size, and Q is `limit`, the largest integer.
+    """
+    return float((max(count, 1) * limit) ** -0.5)
 
 
 @contextmanager
 def at_most_halved(steps: list[Tensor]) -> Iterator[None]:
-    """Keep learned steps above zero: none gets smaller than half of what it was, nor than the least there is."""
+    """Keep learned step sizes positive: in this context each shrinks to one half at most, and not below SMALLEST."""
     halves = list(torch._foreach_mul([step.detach() for step in steps], 0.5)) if steps else []
     if steps:
         torch._foreach_clamp_min_(halves, SMALLEST)

@@ -1,4 +1,4 @@
-"""The integer program: its operators are counted in the graph that onnxruntime makes of it."""
+"""The integer program: its operators are counted in the graph that onnxruntime optimises."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from makeweight import Trainer, load
-from makeweight.data import load as load_data
-from makeweight.models import LeNet300, build
-from makeweight.programs import program, write_programs
+from makeweight.data.by_name import load as load_data
+from makeweight.files.write_programs import program, write_program
+from makeweight.models.by_name import build
+from makeweight.models.lenets import LeNet300
 from makeweight_qat import Quantization
 
 onnx = pytest.importorskip("onnx")
@@ -42,6 +43,7 @@ def session(path: Path) -> tuple[Any, Counter[str]]:
     return made, Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
+@pytest.mark.slow  # large networks are exported
 @pytest.mark.parametrize(
     ("name", "size", "convolutions", "others"),
     [
@@ -60,7 +62,7 @@ def test_every_convolution_runs_on_integers(
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # two steps give statistics with which images still differ in the end
     run = trained(model, data, Quantization())
-    write_programs(run, ["onnx"], tmp_path)
+    write_program(run, "onnx", tmp_path)
     made, operators = session(tmp_path / "model.onnx")
     assert operators["QLinearConv"] == convolutions
     assert not {"Conv", "FusedConv", "BatchNormalization", "Gemm", "MatMul"} & set(operators)
@@ -78,6 +80,7 @@ def test_every_convolution_runs_on_integers(
         assert torch.equal(restored(data[0]), run.model(data[0]))
 
 
+@pytest.mark.slow  # exports ONNX models and runs them
 @pytest.mark.parametrize(
     "options",
     [{}, {"weights": 4}, {"weights": 4, "activations": 5, "ranges": "learned"}, {"activations": 0}, {"weights": 0}],
@@ -88,7 +91,8 @@ def test_programs_agree_with_the_trained_model(options: dict[str, Any], tmp_path
     x = torch.stack([data.test[index][0] for index in range(len(data.test))])
     torch.manual_seed(0)
     run = trained(LeNet300((1, 8, 8), 10), data.train, Quantization(**options), epochs=3, batch_size=32, lr=0.03)
-    write_programs(run, ["onnx", "pt2"], tmp_path)
+    for form in ("onnx", "pt2"):
+        write_program(run, form, tmp_path)
     made, operators = session(tmp_path / "model.onnx")
     with torch.no_grad():
         trained_says = run.model(x)
@@ -100,8 +104,8 @@ def test_programs_agree_with_the_trained_model(options: dict[str, Any], tmp_path
         assert operators["QGemm"] == 3
 
 
-def test_a_folded_batch_norm_is_the_batch_norm() -> None:
-    """With factors of either sign and of zero, and a bias before it; values are compared where nothing is rounded."""
+def test_a_folded_batch_norm_equals_the_batch_norm() -> None:
+    """With positive, negative and zero factors, and a bias before it; compared where nothing is rounded."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     norm: Any = model[1]
@@ -119,9 +123,9 @@ def test_a_folded_batch_norm_is_the_batch_norm() -> None:
     assert float(difference.mean()) < 1e-3 * float(expected.abs().mean())
 
 
-def test_fewer_bits_are_clipped_as_in_training(tmp_path: Path) -> None:
+def test_fewer_than_8_bits_are_clipped_as_in_training(tmp_path: Path) -> None:
     run = trained(LeNet300((3, 8, 8), 10), images(8, 64), Quantization(activations=2), batch_size=16)
-    write_programs(run, ["onnx"], tmp_path)
+    write_program(run, "onnx", tmp_path)
     graph = onnx.load(tmp_path / "model.onnx").graph
     assert Counter(node.op_type for node in graph.node)["Clip"] == 4  # one says again what a flattened tensor is
     x = 10 * images(8, 64)[0]  # beyond every range
@@ -133,7 +137,7 @@ def test_fewer_bits_are_clipped_as_in_training(tmp_path: Path) -> None:
 
 
 class Odd(nn.Module):
-    """A channel with a bias and no weights, a layer that reads zeros alone, and a grouped transposed convolution."""
+    """A channel with a bias and zero weights, a layer whose input is zero, and a grouped transposed convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,13 +152,14 @@ class Odd(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.second(torch.relu(self.first(x))))
         x = x + torch.relu(self.unfed(x * 0))
-        return self.last(self.wide(x).mean((2, 3)))
+        logits: torch.Tensor = self.last(self.wide(x).mean((2, 3)))
+        return logits
 
 
-def test_biases_fit_where_there_are_no_weights(tmp_path: Path) -> None:
+def test_biases_of_channels_with_zero_weights_fit_into_32_bits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     run = trained(Odd(), images(8, 64), Quantization(), batch_size=16, lr=1e-9)
-    write_programs(run, ["onnx"], tmp_path)
+    write_program(run, "onnx", tmp_path)
     x = images(8, 64)[0]
     given_out = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"input": x.numpy()})[0]
     with torch.no_grad():

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.functional import relu
 
 from makeweight import MakeweightError, Trainer, UsageError, load, load_tensors
-from makeweight.artifact import Artifact, read, write
-from makeweight.models import LeNet300
+from makeweight.files.artifact import Artifact, read, write
+from makeweight.models.lenets import LeNet300
 from makeweight_kd import Distillation
 from makeweight_prune import Prune
 from makeweight_qat import Quantization
@@ -38,7 +38,8 @@ class Residual(nn.Module):
         out += x
         out = self.relu(out)
         out = torch.cat([out, relu(self.narrow(out))], 1)
-        return self.fc(nn.functional.max_pool2d(out, 2).flatten(1))
+        logits: torch.Tensor = self.fc(nn.functional.max_pool2d(out, 2).flatten(1))
+        return logits
 
 
 def data(count: int = 160) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,7 +64,7 @@ def residual() -> Residual:
 
 @pytest.mark.parametrize("ranges", ["moving", "minmax", "percentile", "learned"])
 @pytest.mark.parametrize("bits", [8, 4, 2])
-def test_the_file_read_back_computes_as_the_trained_model(ranges: Any, bits: int, tmp_path: Path) -> None:
+def test_the_loaded_file_computes_as_the_trained_model(ranges: Any, bits: int, tmp_path: Path) -> None:
     run = trainer(Quantization(weights=bits, activations=max(bits, 3), ranges=ranges), model=residual())
     run.fit()
     run.export(tmp_path / "x.safetensors")
@@ -81,7 +82,7 @@ def test_the_file_read_back_computes_as_the_trained_model(ranges: Any, bits: int
     assert set(load_tensors(tmp_path / "x.safetensors")) == set(Residual().state_dict())
 
 
-def test_what_is_quantized_and_what_is_folded_is_said() -> None:
+def test_the_dry_run_lists_quantized_tensors_and_folded_layers() -> None:
     said = trainer(Quantization(), model=residual()).check()["qat"]
     assert said is not None
     weights, activations, folded = said.split("; ")
@@ -102,7 +103,7 @@ def test_the_model_keeps_its_names_and_its_hooks() -> None:
     assert len(seen) == before + 1
 
 
-def test_tables_skip_and_zero_bits() -> None:
+def test_bits_by_layer_skip_and_0_bits() -> None:
     run = trainer(Quantization(weights={"fc*": 4, "fc2": 2}, activations={"fc3": 5}, skip=["first"]))
     run.fit()
     weights: dict[str, Any] = {name: layer.weight for name, layer in run.layers().items()}
@@ -114,14 +115,14 @@ def test_tables_skip_and_zero_bits() -> None:
     assert trainer(Quantization(skip=["last", "fc1"])).check()["qat"].startswith("weights of fc2 8 (bits)")  # type: ignore[union-attr]
 
 
-def test_nothing_is_quantized_before_begin_and_ranges_stay_after_freeze() -> None:
+def test_quantization_starts_at_begin_and_ranges_are_fixed_after_freeze() -> None:
     grids, scales = [], []
     run = trainer(Quantization(begin=1, freeze=2), epochs=3)
 
     def look(batch: Any, output: Any) -> torch.Tensor:
         grids.append(len(run.model.fc1.weight[0].unique()))  # type: ignore[union-attr,index]
         scales.append(run.auxiliary.get_buffer("qat.scale").tolist())
-        return output.sum() * 0
+        return torch.zeros(())
 
     run.losses["look"] = look
     run.fit()
@@ -131,7 +132,7 @@ def test_nothing_is_quantized_before_begin_and_ranges_stay_after_freeze() -> Non
     assert all(one == other for one, other in pairwise(scales[11:]))
 
 
-def test_zeros_stay_zeros_in_either_order(tmp_path: Path) -> None:
+def test_pruned_weights_stay_zero_in_either_order_of_plugins(tmp_path: Path) -> None:
     for plugins in ([Prune(sparsity=0.8), Quantization(weights=4)], [Quantization(weights=4), Prune(sparsity=0.8)]):
         run = trainer(*plugins)
         run.fit()
@@ -143,7 +144,7 @@ def test_zeros_stay_zeros_in_either_order(tmp_path: Path) -> None:
                 assert max(len(row.unique()) for row in tensor) <= 15
 
 
-def test_heads_of_other_plugins_are_not_quantized() -> None:
+def test_auxiliary_heads_of_other_plugins_are_not_quantized() -> None:
     run = trainer(Distillation(), Quantization(weights=2), model=residual())
     run.fit()
     plugin: Any = run.plugins.by_name["qat"]
@@ -153,7 +154,7 @@ def test_heads_of_other_plugins_are_not_quantized() -> None:
     assert run.metrics["train_kd"] > 0
 
 
-def test_a_run_that_was_read_trains_on_from_its_weights_alone(tmp_path: Path) -> None:
+def test_a_loaded_model_trains_on_with_new_quantizers(tmp_path: Path) -> None:
     run = trainer(Quantization(activations=3))
     run.fit()
     run.export(tmp_path / "x.safetensors")
@@ -163,13 +164,13 @@ def test_a_run_that_was_read_trains_on_from_its_weights_alone(tmp_path: Path) ->
     other.fit()
     other.export(tmp_path / "y.safetensors")
     assert [bits for *_, bits in read(tmp_path / "y.safetensors").metadata["qat"]["activations"]] == [8, 8, 8]
-    again = load(tmp_path / "y.safetensors", other.fresh_model())  # another file's quantizers are taken off
+    again = load(tmp_path / "y.safetensors", other.fresh_model())  # the quantizers of the first file are detached
     x = data()[0]
     with torch.no_grad():
         assert torch.equal(again.eval()(x), other.model.eval()(x))
 
 
-def test_a_run_that_was_read_trains_on_without_quantization(tmp_path: Path) -> None:
+def test_a_loaded_model_trains_on_without_quantization(tmp_path: Path) -> None:
     run = trainer(Quantization(activations=3))
     run.fit()
     run.export(tmp_path / "x.safetensors")
@@ -206,14 +207,14 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
         ({"begin": 2.0}, "qat.begin 2: expected less than the 2 epochs"),
     ],
 )
-def test_options_that_do_not_fit_the_run_are_refused_before_it(options: dict[str, Any], message: str) -> None:
+def test_options_that_do_not_fit_the_run_are_refused_before_training(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         trainer(Quantization(**options)).set_up()
 
 
-def test_begin_may_be_later_than_a_stage_without_quantization() -> None:
+def test_begin_is_not_checked_in_a_stage_of_0_bits() -> None:
     assert trainer(Quantization(weights=0, activations={"*": 0}, begin=9.0)).check()["qat"] == (
-        "weights of no layer (bits); activations as they are"
+        "weights of no layer (bits); activations not quantized"
     )
 
 
@@ -224,10 +225,11 @@ class Branching(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.flatten(1)
-        return self.fc(x) if x.sum() > 0 else self.fc(-x)
+        logits: torch.Tensor = self.fc(x) if x.sum() > 0 else self.fc(-x)
+        return logits
 
 
-def test_a_model_that_cannot_be_traced_is_told_what_still_works() -> None:
+def test_the_error_for_a_model_that_cannot_be_traced_names_the_alternative() -> None:
     model = nn.Sequential(nn.Identity(), Branching())
     with pytest.raises(
         UsageError, match=r"module '1' cannot be traced .*: its activations cannot .*--qat.activations 0"
@@ -239,7 +241,7 @@ def test_a_model_that_cannot_be_traced_is_told_what_still_works() -> None:
 
 
 class ByPosition(nn.Module):
-    """Its forward asks for a tensor's values where it is given a second argument, as it is when traced by itself."""
+    """Its forward reads a tensor's values when it has a second argument, as it has when it is traced by itself."""
 
     def forward(self, x: torch.Tensor, scale: Any = None) -> torch.Tensor:
         return relu(x) + 1 if scale is None else x * float(scale)
@@ -249,11 +251,11 @@ def test_a_forward_that_cannot_be_traced_by_itself_is_named_with_the_reason() ->
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), ByPosition(), nn.Linear(64, 10))
     with pytest.raises(UsageError, match=r"module '2' cannot be traced by torch.fx \(.+\): its activations cannot"):
         trainer(Quantization(), model=model).check()
-    assert trainer(Quantization(skip=["last"]), model=model).check()["qat"] is not None  # nothing is wanted in it
+    assert trainer(Quantization(skip=["last"]), model=model).check()["qat"] is not None  # no quantizer is needed in it
 
 
 class TwoWays(nn.Module):
-    """A forward that can be traced in eval alone."""
+    """A forward that can be traced in eval mode only."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and x.sum() > 0:
@@ -261,7 +263,7 @@ class TwoWays(nn.Module):
         return x + relu(x)
 
 
-def test_a_forward_that_cannot_be_traced_in_training_is_refused_before_it() -> None:
+def test_a_forward_that_cannot_be_traced_in_training_mode_is_refused_before_training() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), TwoWays(), nn.Linear(64, 10))
     with pytest.raises(UsageError, match=r"module '2' cannot be traced by torch.fx"):
         trainer(Quantization(), model=model).check()
@@ -277,7 +279,7 @@ def test_a_frozen_batch_norm_stays_frozen(ranges: Any) -> None:
 
     def look(batch: Any, output: Any) -> torch.Tensor:
         modes.append((model.bn1.training, model.bn2.training))
-        return output.sum() * 0
+        return torch.zeros(())
 
     run.losses["look"] = look
     run.check()
@@ -289,8 +291,8 @@ def test_a_frozen_batch_norm_stays_frozen(ranges: Any) -> None:
     assert not torch.equal(model.bn2.running_mean, other)  # type: ignore[arg-type]
 
 
-def test_learned_steps_begin_where_the_data_says_and_do_not_decay() -> None:
-    """With next to no learning rate they stay there: nothing lifts them to half of the 1.0 from before they began."""
+def test_learned_step_sizes_are_initialised_from_the_data_and_do_not_decay() -> None:
+    """With a learning rate near 0 they keep their initial values, although weight decay is on."""
     run = trainer(
         Quantization(ranges="learned"), model=residual(), epochs=1, lr=1e-30, weight_decay=0.5, schedule="constant"
     )
@@ -312,14 +314,14 @@ def test_learned_steps_begin_where_the_data_says_and_do_not_decay() -> None:
             assert group["weight_decay"] == (0 if id(parameter) in steps else 0.5)
 
 
-def test_the_size_of_the_export_is_known_before_quantization_begins() -> None:
+def test_the_export_size_is_known_before_quantization_begins() -> None:
     sizes = []
     given: list[dict[str, Any]] = [{"begin": 1.0}, {"begin": 1.0, "ranges": "learned"}]
     for options in given:
         run = trainer(Quantization(**options))
         run.set_up()
         sizes.append(run.export_size())
-        with pytest.raises(MakeweightError, match=r"training stopped before qat\.begin"):
+        with pytest.raises(MakeweightError, match=r"qat\.begin 1: training stopped before this epoch"):
             run.artifact()
         run.fit()
         sizes.append(run.export_size())
@@ -331,11 +333,11 @@ def test_the_size_of_the_export_is_known_before_quantization_begins() -> None:
 def test_a_shared_weight_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10))
     model[2].weight = model[1].weight
-    with pytest.raises(UsageError, match=r"1.weight is also 2.weight: .* name it in qat.skip"):
+    with pytest.raises(UsageError, match=r"1.weight is also 2.weight: .* put its layers in qat.skip"):
         trainer(Quantization(), model=model).set_up()
 
 
-def test_a_weight_that_was_changed_is_an_error_at_export(tmp_path: Path) -> None:
+def test_a_weight_that_changed_after_quantization_is_an_error_at_export(tmp_path: Path) -> None:
     run = trainer(Quantization())
     run.fit()
     artifact = Artifact({"fc1.weight": torch.rand(300, 64)})
@@ -346,20 +348,18 @@ def test_a_weight_that_was_changed_is_an_error_at_export(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("weights", "fc1", 0), 9, "'fc1.weight' is not as it was written"),
-        (("weights", "fc1", 1), 3, "'fc1.weight' is not as it was written"),
-        (("weights", "fc1", 0), 2, "holds integers of more than 2 bits"),
+        (("weights", "fc1", 0), 9, "'fc1.weight' is damaged: expected int8"),
+        (("weights", "fc1", 1), 3, "'fc1.weight' is damaged: expected int8"),
+        (("weights", "fc1", 0), 2, "is damaged: it has integers of more than 2 bits"),
         (("activations", 0, 2), -1.0, "the scale of activations"),
-        (("activations", 0, 2), float("nan"), "its record of plugins is not as it was written"),  # no JSON
-        (("activations", 0, 3), 256, "not as it was written"),
-        (("activations", 0, 4), 20, "not as it was written"),
+        (("activations", 0, 2), float("nan"), "its metadata of plugins is invalid"),  # not JSON
+        (("activations", 0, 3), 256, "a quantizer of activations is damaged"),
+        (("activations", 0, 4), 20, "a quantizer of activations is damaged"),
         (("activations", 0, 0), "nowhere", "no module 'nowhere'"),
         (("activations", 0, 1), "x); import os; (", "has no tensor"),
     ],
 )
-def test_a_file_that_is_not_as_it_was_written_is_refused(
-    path: tuple[Any, ...], value: Any, message: str, tmp_path: Path
-) -> None:
+def test_a_damaged_record_is_refused(path: tuple[Any, ...], value: Any, message: str, tmp_path: Path) -> None:
     run = trainer(Quantization(), epochs=1)
     run.fit()
     run.export(tmp_path / "x.safetensors")
@@ -375,12 +375,12 @@ def test_a_file_that_is_not_as_it_was_written_is_refused(
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), 0.0, 1e-38])
-def test_a_scale_of_activations_is_a_number_above_zero(scale: float) -> None:
+def test_a_scale_of_activations_must_be_a_number_above_0(scale: float) -> None:
     with pytest.raises(MakeweightError, match="the scale of activations 'x'"):
         read_activations([["", "x", scale, 0, 8]])
 
 
-def test_scales_of_a_file_are_not_trusted(tmp_path: Path) -> None:
+def test_damaged_scales_of_a_file_are_refused(tmp_path: Path) -> None:
     run = trainer(Quantization(activations=0), epochs=1)
     run.fit()
     run.export(tmp_path / "x.safetensors")
@@ -392,7 +392,7 @@ def test_scales_of_a_file_are_not_trusted(tmp_path: Path) -> None:
             load_tensors(tmp_path / "y.safetensors")
 
 
-def test_a_run_that_was_broken_off_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     def run(out: Path, resume: bool = False) -> Trainer:
         made = trainer(Quantization(ranges="percentile", weights=4, begin=1), model=residual(), epochs=3, out=out,
                        resume=resume, checkpoint_every=1)  # fmt: skip

@@ -15,8 +15,8 @@ from makeweight_qat.quantizers import (
     fake_quantize,
     fake_quantize_channels,
     fake_quantize_whole,
-    first_step,
     gradient_factor,
+    initial_step,
     symmetric_scale,
     weight_limit,
 )
@@ -28,7 +28,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 def reference(x: Any, scale: Any, zero_point: Any, low: int, high: int) -> tuple[Any, Any]:
-    """Values and integers by the formula: q = clamp(round half to even(x / s) + z), s (q - z)."""
+    """Dequantized values and integers by the formula: q = clamp(round half to even(x / s) + z), s (q - z)."""
     inverse = np.float32(1) / scale
     integers = np.clip(np.rint(x * inverse) + zero_point, low, high)
     return ((integers - zero_point) * scale).astype(np.float32), integers
@@ -77,7 +77,7 @@ def test_activations_equal_the_formula_and_torchs_operator(
 
 @settings(deadline=None)
 @given(BITS, st.floats(-50, 50, width=32), st.floats(-50, 50, width=32))
-def test_zero_is_one_of_the_values_and_the_range_is_covered(bits: int, one: float, other: float) -> None:
+def test_zero_is_representable_and_the_range_is_covered(bits: int, one: float, other: float) -> None:
     low, high = min(one, other), max(one, other)
     limit = 2**bits - 1
     scale, zero_point = affine_parameters(torch.tensor([-low, high]), torch.tensor(limit))
@@ -124,7 +124,7 @@ def test_weights_equal_the_formula_channel_by_channel(
     assert clipped or bool((parameter.grad == 1).all())
 
 
-def test_the_largest_weight_is_the_largest_integer() -> None:
+def test_the_largest_weight_becomes_the_largest_integer() -> None:
     weight = torch.tensor([[0.5, -2.0, 1.0], [0.1, 0.0, 0.05]])
     for bits in range(2, 9):
         scale = symmetric_scale(weight.abs().amax(1), bits)
@@ -135,7 +135,7 @@ def test_the_largest_weight_is_the_largest_integer() -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(BITS, st.lists(st.integers(1, 5), min_size=1, max_size=3), SEEDS, st.booleans(), st.floats(0.02, 2))
-def test_learned_steps_have_the_papers_values_and_gradients(
+def test_learned_step_sizes_give_the_papers_values_and_gradients(
     bits: int, shape: list[int], seed: int, channels: bool, size: float
 ) -> None:
     """Esser et al. 2020, equations 1 to 3 and 5, in double precision."""
@@ -162,13 +162,13 @@ def test_learned_steps_have_the_papers_values_and_gradients(
     assert np.allclose(scale.grad.numpy().reshape(-1), sums.reshape(-1), atol=1e-10)
 
 
-def test_a_learned_step_begins_as_in_the_paper_but_never_wider_than_the_range() -> None:
+def test_a_learned_step_size_starts_as_in_the_paper_but_within_the_range() -> None:
     mean, limit = torch.tensor(0.8), weight_limit(4)
-    assert float(first_step(mean, torch.tensor(9.0), limit)) == pytest.approx(2 * 0.8 / 7**0.5)
-    assert float(first_step(mean, torch.tensor(0.1), limit)) == pytest.approx(0.1)
+    assert float(initial_step(mean, torch.tensor(9.0), limit)) == pytest.approx(2 * 0.8 / 7**0.5)
+    assert float(initial_step(mean, torch.tensor(0.1), limit)) == pytest.approx(0.1)
 
 
-def test_a_learned_step_is_at_most_halved() -> None:
+def test_a_learned_step_size_shrinks_to_one_half_at_most() -> None:
     step = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
     with at_most_halved([step]):
         step.data.copy_(torch.tensor([-3.0, 0.8]))
@@ -179,7 +179,7 @@ def test_a_learned_step_is_at_most_halved() -> None:
     assert float(step.detach().min()) > 0
 
 
-def test_channels_that_are_clipped_do_not_move_one_another() -> None:
+def test_clipping_in_one_channel_does_not_affect_another() -> None:
     x = torch.tensor([[3.0, 0.4], [0.3, -0.1]], requires_grad=True)
     output = fake_quantize_channels(x, torch.tensor([[0.1], [0.1]]), 7)
     assert output.tolist() == [[pytest.approx(0.7), pytest.approx(0.4)], [pytest.approx(0.3), pytest.approx(-0.1)]]

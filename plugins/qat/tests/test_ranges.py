@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from makeweight_qat.activations import AVERAGE, SAMPLED, Fixed, Ranges
+from makeweight_qat.activations import AVERAGE, SAMPLED, FixedQuantizer, Ranges
 
 
 def ranges(kind: str, count: int = 1, bits: int = 8, percentile: float = 90.0) -> Ranges:
@@ -16,7 +16,7 @@ def ranges(kind: str, count: int = 1, bits: int = 8, percentile: float = 90.0) -
 
 
 def step(made: Ranges, *batches: torch.Tensor) -> list[torch.Tensor]:
-    """One step whose micro-batches are these; what the quantizer made of them."""
+    """One training step with these micro-batches. Returns the quantized micro-batches."""
     made.observing = True
     out = [made.quantize(0, batch) for batch in batches]
     made.update(Accelerator(cpu=True))
@@ -28,7 +28,7 @@ def bounds(made: Ranges) -> list[float]:
     return [-low, high]
 
 
-def test_minmax_is_of_all_that_was_seen() -> None:
+def test_minmax_is_the_running_minimum_and_maximum() -> None:
     made = ranges("minmax")
     step(made, torch.tensor([-1.0, 2.0]))
     step(made, torch.tensor([-0.5, 3.0]), torch.tensor([-1.5, 0.0]))
@@ -38,7 +38,7 @@ def test_minmax_is_of_all_that_was_seen() -> None:
     assert float(made.zero_point) == round(1.5 / (4.5 / 255))
 
 
-def test_moving_is_the_average_of_each_steps_extremes() -> None:
+def test_moving_averages_the_minimum_and_maximum_of_each_step() -> None:
     made = ranges("moving")
     step(made, torch.tensor([-1.0, 2.0]))
     assert bounds(made) == [-1.0, 2.0]
@@ -47,13 +47,13 @@ def test_moving_is_the_average_of_each_steps_extremes() -> None:
 
 
 @pytest.mark.parametrize("count", [1000, 3 * SAMPLED + 7])
-def test_percentile_leaves_out_what_is_beyond(count: int) -> None:
+def test_percentile_ignores_outliers(count: int) -> None:
     made = ranges("percentile")
     step(made, torch.linspace(-1, 1, count)[torch.randperm(count)])
     assert bounds(made) == pytest.approx([-0.8, 0.8], abs=0.02)
 
 
-def test_a_step_quantizes_by_the_ranges_before_it_and_the_first_by_its_own() -> None:
+def test_a_step_uses_the_ranges_of_earlier_steps_and_the_first_step_its_own() -> None:
     made = ranges("minmax")
     first = torch.tensor([0.0, 0.3, 1.0])
     assert step(made, first)[0].tolist() == pytest.approx([0.0, 0.3, 1.0], abs=0.5 / 255)
@@ -62,7 +62,7 @@ def test_a_step_quantizes_by_the_ranges_before_it_and_the_first_by_its_own() -> 
     assert float(made.quantize(0, torch.tensor([9.0]))) == pytest.approx(5.0)
 
 
-def test_what_is_no_number_does_not_get_into_the_ranges() -> None:
+def test_infinite_and_nan_observations_are_ignored() -> None:
     made = ranges("moving")
     step(made, torch.tensor([-1.0, 2.0]))
     for bad in (torch.inf, -torch.inf, torch.nan):
@@ -70,7 +70,7 @@ def test_what_is_no_number_does_not_get_into_the_ranges() -> None:
     assert bounds(made) == [-1.0, 2.0]
 
 
-def test_a_tensor_that_a_step_does_not_see_keeps_its_range() -> None:
+def test_a_tensor_that_a_step_does_not_compute_keeps_its_range() -> None:
     made = ranges("moving", count=2)
     step(made, torch.tensor([1.0]))
     assert made.seen.tolist() == [True, False]
@@ -79,7 +79,7 @@ def test_a_tensor_that_a_step_does_not_see_keeps_its_range() -> None:
     assert torch.equal(made.quantize(1, unseen), unseen)
 
 
-def test_learned_steps_begin_with_the_first_step_and_are_trained() -> None:
+def test_learned_step_sizes_are_initialised_in_the_first_step_and_trained() -> None:
     made = ranges("learned", bits=3)
     x = torch.rand(4, 50) * 2
     step(made, x)
@@ -91,23 +91,23 @@ def test_learned_steps_begin_with_the_first_step_and_are_trained() -> None:
 
 
 @pytest.mark.parametrize("kind", ["minmax", "learned"])
-def test_what_is_known_is_recalled_by_home_for_tensors_of_as_many_bits(kind: str) -> None:
+def test_ranges_are_restored_by_site_for_tensors_of_the_same_bits(kind: str) -> None:
     made, other = ranges(kind, count=2), ranges(kind)
     x = torch.randn(8, 5)
     step(made, x)
-    assert list(made.known()) == [("", "0")]  # the other was never seen
-    assert torch.equal(other.quantize(0, x), x)  # it has seen nothing
-    other.recall(made.known())
+    assert list(made.known()) == [("", "0")]  # the other was never observed
+    assert torch.equal(other.quantize(0, x), x)  # it has no observation
+    other.restore(made.known())
     assert torch.equal(other.quantize(0, x), made.quantize(0, x))
     assert torch.equal(other.known()["", "0"][1], made.known()["", "0"][1])
     for changed in ({("", "0"): (4, made.known()["", "0"][1])}, {("fc", "0"): made.known()["", "0"]}):
-        other.recall(changed)
+        other.restore(changed)
         assert not other.all_seen()
         assert torch.equal(other.quantize(0, x), x)
 
 
 @pytest.mark.parametrize("kind", ["minmax", "learned"])
-def test_the_state_dict_holds_all_there_is(kind: str) -> None:
+def test_the_state_dict_restores_the_quantizers(kind: str) -> None:
     made, other = ranges(kind), ranges(kind)
     x = torch.randn(8, 5)
     step(made, x)
@@ -116,10 +116,10 @@ def test_the_state_dict_holds_all_there_is(kind: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_quantized_in_single(dtype: Any) -> None:
+def test_half_precision_is_quantized_in_float32(dtype: Any) -> None:
     made = ranges("minmax")
     x = torch.linspace(0, 1, 50).to(dtype)
     step(made, x)
     out = made.quantize(0, x)
     assert out.dtype == torch.float32
-    assert torch.equal(out, Fixed(float(made.scale), int(made.zero_point), 8)(x))
+    assert torch.equal(out, FixedQuantizer(float(made.scale), int(made.zero_point), 8)(x))

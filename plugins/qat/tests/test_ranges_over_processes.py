@@ -1,4 +1,4 @@
-"""Two processes with very different data: both hold the same ranges, those of all data, and the same learned steps."""
+"""Two processes with very different data have equal ranges, those of all data, and equal learned step sizes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from makeweight import checkpoint
-from makeweight.artifact import read
+from makeweight.files.artifact import read
 from makeweight.testing import free_port
+from makeweight.training import checkpoint
 from makeweight_qat.plugin import OBSERVE_EVERY
 
 SCRIPT = """
@@ -83,7 +83,7 @@ os._exit(0)  # as `trainer` ends
 
 
 def ranks(folder: Path, script: str, *words: str) -> list[dict[str, Any]]:
-    """What two processes of a script wrote, the first's first."""
+    """Run a script in two processes, and return what each wrote, in the order of their ranks."""
     (folder / "script.py").write_text(script)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command = [*launch, "--main_process_port", str(free_port()), "script.py", *words]
@@ -95,7 +95,7 @@ def ranks(folder: Path, script: str, *words: str) -> list[dict[str, Any]]:
     return written
 
 
-def test_learned_steps_are_the_same_in_all_processes_over_stages_that_begin_late(tmp_path: Path) -> None:
+def test_learned_step_sizes_are_equal_in_all_processes_over_stages_with_a_late_begin(tmp_path: Path) -> None:
     one, other = ranks(tmp_path, STAGES)
     assert one == other
     assert one["on"]
@@ -106,7 +106,7 @@ def test_learned_steps_are_the_same_in_all_processes_over_stages_that_begin_late
 
 
 @pytest.mark.parametrize("kind", ["minmax", "moving", "percentile", "learned"])
-def test_ranges_are_those_of_all_processes(kind: str, tmp_path: Path) -> None:
+def test_ranges_cover_the_data_of_all_processes(kind: str, tmp_path: Path) -> None:
     one, other = ranks(tmp_path, SCRIPT, kind)
     for what in ("bounds", "scales", "zero", "weight"):
         assert one[what] == other[what], what

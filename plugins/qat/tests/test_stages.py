@@ -1,4 +1,4 @@
-"""Stages and changes of structure: what is known of a tensor goes on where its bits are the same."""
+"""Stages and changes of structure: ranges and step sizes are carried over where the bits stay the same."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from makeweight import LoopOptions, MakeweightError, Run, Stage, Trainer, checkpoint, hookimpl
-from makeweight.artifact import read
-from makeweight.models import LeNet300
+from makeweight import LoopOptions, MakeweightError, Run, Stage, Trainer, hookimpl
+from makeweight.files.artifact import read
+from makeweight.models.lenets import LeNet300
 from makeweight.plugin import Structure, parameter, replace
+from makeweight.training import checkpoint
 from makeweight_qat import Quantization
+
+pytestmark = pytest.mark.slow  # each test trains several stages
 
 NARROWED = "fc1.weight", "fc1.bias", "fc2.weight"
 EXAMPLES = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(96) % 10
@@ -24,7 +27,7 @@ EXAMPLES = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(1)),
 
 @dataclass(eq=False)
 class Look:
-    """Notes what `see` gives at every step, after plugins before it have acted."""
+    """Records the result of `see` in every step, after the plugins before it have acted."""
 
     see: Callable[[Trainer], Any]
     seen: list[Any] = field(default_factory=list)
@@ -47,20 +50,20 @@ def run(made: list[Stage], **settings: Any) -> Run:
 
 
 def levels(trainer: Trainer) -> dict[str, int]:
-    """The most values in a row of each layer's weight."""
+    """By layer: the largest number of distinct values in a row of its weight."""
     weights: dict[str, Any] = {name: layer.weight for name, layer in trainer.layers().items()}
     return {name: max(len(row.unique()) for row in weight) for name, weight in weights.items()}
 
 
 def known(trainer: Trainer) -> dict[str, Any]:
-    """The learned steps of weights, and the step and the zero point of activations by name."""
+    """The learned step sizes of weights by layer, and the values of `Ranges.known` of activations by name."""
     plugin: Any = trainer.plugins.by_name["qat"]
-    steps = {layer: each.step.detach().clone() for layer, each in plugin.quantizers.items() if each.begun}
+    steps = {layer: each.step.detach().clone() for layer, each in plugin.quantizers.items() if each.initialised}
     ranges = {} if plugin.observed is None else plugin.observed.known()
     return steps | {name: values for (_, name), (_, values) in ranges.items()}
 
 
-def test_stages_change_the_bits_and_leave_layers_out() -> None:
+def test_stages_may_differ_in_bits_and_layers() -> None:
     look = Look(levels)
     run(stages({"weights": 0, "activations": 0}, {"weights": 4}, {"weights": {"fc1": 2}}, look=look)).fit()
     plain, four, two = look.seen[::3]
@@ -70,7 +73,7 @@ def test_stages_change_the_bits_and_leave_layers_out() -> None:
     assert two["fc2"] > 60
 
 
-def test_nothing_is_attached_in_a_stage_of_zero_bits(tmp_path: Path) -> None:
+def test_nothing_is_attached_in_a_stage_of_0_bits(tmp_path: Path) -> None:
     made = run(stages({"ranges": "learned"}, {"weights": 0, "activations": 0, "begin": 5.0}))
     assert [each["qat"].partition(" (")[0] for each in made.check()] == [  # type: ignore[union-attr]
         "weights of fc1 8, fc2 8, fc3 8", "weights of no layer",
@@ -84,8 +87,8 @@ def test_nothing_is_attached_in_a_stage_of_zero_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["learned", "moving"])
-def test_a_stage_goes_on_from_what_is_known_for_the_same_bits(kind: str) -> None:
-    """With a learning rate of nothing what goes on stays as it is; what begins anew is looked at in `known`."""
+def test_a_stage_continues_with_the_ranges_of_the_same_bits(kind: str) -> None:
+    """With a learning rate near 0, values that are carried over stay equal; others are initialised again."""
     look = Look(known)
     given = [{"weights": bits, "activations": {"fc1": 8, "fc2": bits}, "ranges": kind} for bits in (4, 4, 3)]
     made = run(stages(*given, look=look, lr=1e-30))
@@ -94,22 +97,22 @@ def test_a_stage_goes_on_from_what_is_known_for_the_same_bits(kind: str) -> None
     assert set(second) == {"x", "relu", *(["fc1", "fc2", "fc3"] if kind == "learned" else [])}
     assert all(torch.equal(first[name], second[name]) for name in second)
     assert torch.equal(third["x"], look.seen[5]["x"])  # 8 bits in each stage
-    assert "relu" not in third  # seen in the stage's first step
+    assert "relu" not in third  # observed in the stage's first step
     for name in set(third) - {"x"}:  # of 3 bits, from the weights
         assert float((third[name] / first[name]).min()) > 1.2
 
 
-def test_other_ranges_begin_anew() -> None:
+def test_another_kind_of_ranges_starts_again() -> None:
     look = Look(known)
     run(stages({"ranges": "moving"}, {"ranges": "learned", "begin": 0.5}, {"ranges": "minmax"}, look=look)).fit()
-    assert look.seen[3] == {}  # not begun
+    assert look.seen[3] == {}  # before begin
     assert set(look.seen[2]) == {"x", "relu", "relu_1"}
-    assert set(look.seen[5]) == {"fc1", "fc2", "fc3"}  # just begun; activations are looked at in this step
+    assert set(look.seen[5]) == {"fc1", "fc2", "fc3"}  # just initialised; activations are observed in this step
     assert look.seen[6] == {}
 
 
-def test_ranges_are_known_by_home() -> None:
-    """One tensor in either stage, but another one: an auxiliary module of the same name and shapes."""
+def test_ranges_are_carried_over_by_site() -> None:
+    """Each stage has one range, of different tensors: the auxiliary modules have equal names and shapes."""
     look = Look(known)
     made = run(stages(*({"activations": {layer: 8}, "weights": 0} for layer in ("fc1", "fc3", "fc3")), look=look))
     made.fit()
@@ -120,7 +123,7 @@ def test_ranges_are_known_by_home() -> None:
 
 
 @pytest.mark.parametrize("kind", ["learned", "moving"])
-def test_a_later_begin_quantizes_nothing_before_it_and_goes_on_then(kind: str) -> None:
+def test_a_stage_with_a_later_begin_continues_with_known_ranges_at_begin(kind: str) -> None:
     look = Look(lambda trainer: (max(levels(trainer).values()), known(trainer)))
     made = run(
         stages({"weights": 4, "ranges": kind}, {"weights": 4, "ranges": kind, "begin": 1.0}, look=look, epochs=2)
@@ -134,7 +137,7 @@ def test_a_later_begin_quantizes_nothing_before_it_and_goes_on_then(kind: str) -
 
 @dataclass(eq=False)
 class Narrow:
-    """Keeps every other neuron of fc1, and makes two layers of fc3, when a stage begins or when it ends."""
+    """Keeps every second neuron of fc1 and replaces fc3 by two layers, at the start or at the end of a stage."""
 
     in_stage: int
     at_end: bool
@@ -159,13 +162,13 @@ class Narrow:
 
 @pytest.mark.parametrize("kind", ["learned", "moving"])
 @pytest.mark.parametrize("at_end", [False, True])
-def test_what_is_known_follows_a_new_structure(kind: str, at_end: bool) -> None:
+def test_ranges_and_step_sizes_follow_a_new_structure(kind: str, at_end: bool) -> None:
     look = Look(known)
     both = stages({"ranges": kind}, {"ranges": kind}, look=look, lr=1e-30)
     for stage in both:
         stage.plugins = {"narrow": Narrow(1, at_end), **stage.plugins}
     made = run(both)
-    assert made.check()[0]["qat"] == "weights 8 and activations 8 (bits) of the structure decided by then"
+    assert made.check()[0]["qat"] == "weights 8, activations 8 (bits), layers found when the stage begins"
     made.fit()
     before, after = look.seen[2], known(made.trainer) if at_end else look.seen[3]
     if kind == "learned":
@@ -176,7 +179,7 @@ def test_what_is_known_follows_a_new_structure(kind: str, at_end: bool) -> None:
         before = look.seen[5]
     for name in ("x", "relu", "relu_1"):
         assert after[name][2:].tolist() == pytest.approx(before[name][2:].tolist(), rel=0.1)
-    assert ("_0" in after) is at_end  # what the two new layers hand on has been seen
+    assert ("_0" in after) is at_end  # the tensor between the two new layers was observed
     record = made.trainer.artifact().metadata["qat"]
     assert record["weights"] == {layer: [8, 0] for layer in ("fc1", "fc2", "fc3.0", "fc3.1")}
     assert [name for _, name, *_ in record["activations"]] == ["x", "relu", "relu_1", "_0"]
@@ -203,7 +206,7 @@ def test_what_is_known_follows_a_new_structure(kind: str, at_end: bool) -> None:
     ],
     ids=str,
 )
-def test_a_state_that_is_not_as_it_was_written_is_refused(path: tuple[Any, ...], value: Any) -> None:
+def test_a_damaged_state_is_refused(path: tuple[Any, ...], value: Any) -> None:
     made = run(stages({"ranges": "learned"}))
     made.fit()
     inside = state = made.trainer.plugins.by_name["qat"].state_dict()
@@ -211,22 +214,24 @@ def test_a_state_that_is_not_as_it_was_written_is_refused(path: tuple[Any, ...],
     for key in path[:-1]:
         inside = inside[key]
     inside[path[-1]] = value
-    with pytest.raises(ValueError, match=r"not as .* written"):
+    with pytest.raises(ValueError, match=r"damaged: expected"):
         Quantization(ranges="learned").load_state_dict(state)
 
 
-def test_a_checkpoint_of_a_stranger_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     made = run(stages({"ranges": "learned"}), out=tmp_path)
     made.fit()
     parts = checkpoint.load(sorted((tmp_path / "checkpoints").iterdir())[-1])
     parts["plugins"]["qat"]["weights"][0][2] = torch.zeros(300)
     checkpoint.save(tmp_path / "checkpoints", 99, parts)
-    with pytest.raises(MakeweightError, match="does not fit this run's plugin 'qat': qat: the learned steps of 'fc1'"):
+    with pytest.raises(
+        MakeweightError, match="does not fit this run's plugin 'qat': qat: the learned step sizes of 'fc1'"
+    ):
         run(stages({"ranges": "learned"}), out=tmp_path, resume=True).fit()
 
 
 @pytest.mark.parametrize("kind", ["learned", "moving"])
-def test_a_run_resumes_from_every_checkpoint_of_two_stages_with_other_bits(kind: str, tmp_path: Path) -> None:
+def test_a_run_resumes_from_every_checkpoint_of_two_stages_with_different_bits(kind: str, tmp_path: Path) -> None:
     def made(out: Path, resume: bool = False) -> Run:
         each = {"ranges": kind, "activations": {"fc1": 8, "fc2": 5}}
         both = stages({"weights": 4, **each}, {"weights": {"fc*": 3, "fc3": 4}, **each, "begin": 0.5},

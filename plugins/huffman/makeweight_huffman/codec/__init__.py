@@ -1,1 +1,1 @@
-"""The blob: tensors coded without loss, on NumPy arrays. FORMAT.md says what it holds."""
+"""The codec: lossless coding of tensors as one blob, on NumPy arrays. FORMAT.md specifies the blob."""

@@ -1,4 +1,4 @@
-"""Bits, least significant first, and byte-aligned varints: what the headers of the format are written with."""
+"""Bit-level reading and writing of headers, least significant bit first, and byte-aligned varints."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from makeweight import MakeweightError
 
 
 class FormatError(MakeweightError):
-    """A blob that is not ours, not whole, or not as FORMAT.md has it."""
+    """The blob is damaged, truncated, or violates FORMAT.md."""
 
 
 class Source(Protocol):
-    """Bytes in memory (a memoryview) or in a file, which are read when they are asked for."""
+    """Bytes in memory (a memoryview), or in a file and read on access."""
 
     def __len__(self) -> int: ...
     @overload
@@ -22,14 +22,14 @@ class Source(Protocol):
 
 
 class BitWriter:
-    """Collects bits, the least significant first."""
+    """Collects bits, least significant first."""
 
     def __init__(self) -> None:
         self._value = 0
         self._count = 0
 
     def __len__(self) -> int:
-        """The bits so far."""
+        """Number of bits written."""
         return self._count
 
     def bits(self, value: int, count: int) -> None:
@@ -39,9 +39,9 @@ class BitWriter:
         self._count += count
 
     def exp_golomb(self, value: int, order: int) -> None:
-        """Append value >= 0: as many ones as (value >> order) + 1 has bits after its first, a zero, these, the rest.
+        """Append value >= 0 in Exp-Golomb code (Teuhola, A compression method for clustered bit-vectors, 1978).
 
-        Source: Teuhola, A compression method for clustered bit-vectors, 1978.
+        With q = (value >> order) + 1 of e + 1 bits: e ones, a zero, the e low bits of q, the `order` low bits of value.
         """
         quotient = (value >> order) + 1
         extra = quotient.bit_length() - 1
@@ -50,26 +50,26 @@ class BitWriter:
         self.bits(value & ((1 << order) - 1), order)
 
     def signed(self, value: int) -> None:
-        """Append an integer of either sign: 0, -1, 1, -2, 2, ... as Exp-Golomb of order 0."""
+        """Append a signed integer: 0, -1, 1, -2, 2, ... map to Exp-Golomb codes (order 0) of 0, 1, 2, 3, 4, ..."""
         self.exp_golomb(2 * value if value >= 0 else -2 * value - 1, 0)
 
     def to_bytes(self) -> bytes:
-        """All bits, filled up with zeros to whole bytes."""
+        """All bits, padded with zeros to whole bytes."""
         return self._value.to_bytes((self._count + 7) // 8, "little")
 
 
 class BitReader:
-    """Reads what BitWriter wrote, from bytes `at` to `limit` of a source.
+    """Reads bits written by BitWriter from source[at:limit].
 
     Raises:
-        FormatError: by every method, when the bits end too early.
+        FormatError: from every method, if the bits end too early.
     """
 
-    CHUNK = 64  # bytes taken at a time: one shift of a long header costs more than the header's fields
+    CHUNK = 64  # bytes loaded at a time, since shifting a whole long header for each field would be slow
 
     def __init__(self, source: Source, at: int = 0, limit: int | None = None) -> None:
         self._source = source
-        self._next = at  # first byte not yet taken
+        self._next = at  # first byte not yet loaded
         self._limit = len(source) if limit is None else limit
         self._value = 0
         self._count = 0  # bits in _value
@@ -78,7 +78,7 @@ class BitReader:
         while self._count < count:
             chunk = self._source[self._next : min(self._next + self.CHUNK, self._limit)]
             if not len(chunk):
-                raise FormatError("the header of a tensor ends too early")
+                raise FormatError("the header of a tensor is truncated")
             self._value |= int.from_bytes(chunk, "little") << self._count
             self._count += 8 * len(chunk)
             self._next += len(chunk)
@@ -92,7 +92,7 @@ class BitReader:
         while self.bits(1):
             extra += 1
             if extra > 64:
-                raise FormatError("a number in the header of a tensor has more than 64 bits")
+                raise FormatError("a number in the header of a tensor exceeds 64 bits")
         quotient = (1 << extra) + self.bits(extra)
         return ((quotient - 1) << order) + self.bits(order)
 
@@ -101,10 +101,10 @@ class BitReader:
         return -(value + 1) // 2 if value & 1 else value // 2
 
     def end(self) -> int:
-        """The byte after those read, the last one's unused bits being zero.
+        """Index of the byte after the last one read.
 
         Raises:
-            FormatError: when they are not.
+            FormatError: if the unused bits of the last byte are not zero.
         """
         if self.bits(self._count % 8):
             raise FormatError("unused bits at the end of a header are not zero")
@@ -112,7 +112,7 @@ class BitReader:
 
 
 def write_varint(value: int) -> bytes:
-    """LEB128 of value >= 0: seven bits a byte, the lowest first, the high bit set on all but the last."""
+    """LEB128 of value >= 0: 7 bits per byte, lowest first; the high bit is set in all bytes but the last."""
     written = bytearray()
     while value > 0x7F:
         written.append(value & 0x7F | 0x80)
@@ -122,20 +122,20 @@ def write_varint(value: int) -> bytes:
 
 
 def read_varint(source: Source, at: int) -> tuple[int, int]:
-    """The value at byte `at`, below 2**63, and the byte after it.
+    """Read the varint at byte `at`: its value, below 2**63, and the index of the byte after it.
 
     Raises:
-        FormatError: when it is cut, too large, or longer than it need be.
+        FormatError: if it is truncated, too large, or not in its shortest form.
     """
     value = 0
     for shift in range(0, 63, 7):
         if at >= len(source):
-            raise FormatError("the blob ends in the middle of a number")
+            raise FormatError("the blob is truncated within a varint")
         byte = source[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             if byte == 0 and shift:
-                raise FormatError("a number is written longer than it need be")
+                raise FormatError("a varint is not in its shortest form")
             return value, at
-    raise FormatError("a number in the blob does not fit 63 bits")
+    raise FormatError("a varint exceeds 63 bits")

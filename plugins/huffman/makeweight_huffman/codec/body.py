@@ -1,4 +1,4 @@
-"""The blocks of one tensor under a plan; they are independent of each other, so threads may share them."""
+"""Coding of one tensor's blocks under a plan. Blocks are independent, so threads can share them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from makeweight_huffman.codec.model import CLASSES, DIVISORS
 from makeweight_huffman.codec.plan import FIRST_VERSION, Plan
 from makeweight_huffman.codec.streams import SLACK
 
-SHARES = 4  # of a tensor that is decoded, to each thread
+SHARES = 4  # tasks per thread when a tensor is decoded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class BodyCoder:
-    """Writes and reads the blocks of a tensor.
+    """Encodes and decodes the blocks of a tensor.
 
     Args:
-        plan: how.
-        size: the tensor's words.
-        columns: the words in each of its rows.
+        plan: the representation of the tensor.
+        size: number of words in the tensor.
+        columns: number of words in a row.
     """
 
     def __init__(self, plan: Plan, size: int, columns: int) -> None:
@@ -44,17 +44,17 @@ class BodyCoder:
         self.coders = [FieldCoder(field, self._inner, self._meanings(field.alphabet)) for field in plan.fields]
 
     def encode(self, tensor: Words, threads: int = 1) -> Iterator[bytes]:
-        """The blocks of a tensor, (size,)."""
+        """Encode a tensor (size,); yields its blocks in order."""
         return in_order(lambda begin: self._encode_block(self._slice(tensor, begin)), self._begins(), threads)
 
     def decode(self, source: Source, at: int, limit: int, out: Words, threads: int = 1) -> None:
-        """Fill out (size,) with what source[at:limit] says.
+        """Decode source[at:limit] into out (size,).
 
         Raises:
-            FormatError: when it is damaged.
+            FormatError: if it is damaged.
         """
         blocks = list(zip(self._begins(), self._ranges(source, at, limit), strict=True))
-        share = -(-len(blocks) // (SHARES * threads))  # handing a block over takes a third of the time of decoding it
+        share = -(-len(blocks) // (SHARES * threads))  # per task: submitting costs a third of decoding a block
 
         def fill(first: int) -> None:
             for begin, place in blocks[first : first + share]:
@@ -64,7 +64,7 @@ class BodyCoder:
             pass
 
     def decoded(self, source: Source, at: int, limit: int, threads: int = 1) -> Iterator[Words]:
-        """The words of one block after the other, each in an array of its own; raises FormatError as decode does."""
+        """Decode block by block; yields the words of each in a new array. Raises FormatError as `decode` does."""
 
         def make(block: tuple[int, tuple[int, int]]) -> Words:
             out = np.empty(min(self.plan.block, self.size - block[0]), self._dtype)
@@ -74,14 +74,14 @@ class BodyCoder:
         return in_order(make, zip(self._begins(), self._ranges(source, at, limit), strict=True), threads)
 
     def _ranges(self, source: Source, at: int, limit: int) -> list[tuple[int, int]]:
-        """Where each block begins and ends; their lengths come before them where there are several."""
+        """Byte range of each block. The lengths precede the blocks if there are several."""
         sizes = []
         if len(self._begins()) > 1:
             for _ in self._begins():
                 size, at = read_varint(source, at)
                 sizes.append(size)
             if at + sum(sizes) != limit:
-                raise FormatError(f"the blocks of a tensor end at byte {at + sum(sizes)}, not {limit}")
+                raise FormatError(f"the blocks of a tensor end at byte {at + sum(sizes)}, expected {limit}")
         return list(pairwise(accumulate(sizes, initial=at))) if sizes else [(at, limit)]
 
     def _encode_block(self, block: Words) -> bytes:
@@ -100,21 +100,21 @@ class BodyCoder:
         return b"".join(pieces)
 
     def occupied(self, block: Words) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """Which words are not the background, (words,), and their places."""
+        """Flags (words,) of the words other than the background, and the positions (other words,) of these."""
         assert self.plan.sparse
         occupied, where = np.empty(block.size, np.uint8), np.empty(block.size, np.int32)
         found = words.split(readonly(block), np.uint64(self.plan.sparse.background), occupied, where)
         return occupied, where[:found]
 
     def count_contexts(self, tensor: Words) -> NDArray[np.int64]:
-        """How often each symbol of the only field has neighbours of each sign: (CONTEXTS, symbols)."""
+        """Count each symbol of the only field in each context: (CONTEXTS, symbols)."""
         coder = self.coders[0]
         counts = np.zeros((neighbours.CONTEXTS, codes.ALPHABET), np.int64)
         for begin in self._begins():
             block = aligned(self._slice(tensor, begin))
             _, where = self.occupied(block)
             places = self._places(where, block.size)
-            assert places, "contexts need a model"
+            assert places, "contexts require a model"
             values = block[where]
             symbols = coder.symbols(values if self._codebook is None else self._codebook.indices(values))
             np.add.at(counts, (coder.contexts(symbols, places), symbols), 1)
@@ -148,7 +148,7 @@ class BodyCoder:
         for number, coder in enumerate(self.coders):
             at = coder.decode(source, at, places, number == 0, inner) if inner.size else at
         if at != source.size:
-            raise FormatError(f"{source.size - at} bytes are left over at the end of a block")
+            raise FormatError(f"a block has {source.size - at} unused bytes at its end")
         if self._codebook is not None:
             self._codebook.values(inner, values)
         if self.plan.sparse:
@@ -183,8 +183,9 @@ class BodyCoder:
             return None
         if self.plan.codebook is None:
             shift = 0 if self.plan.version == FIRST_VERSION else self.plan.trailing
-            return alphabet.astype(self._dtype) << self._dtype.type(shift)
-        known = np.minimum(alphabet, len(self.plan.codebook) - 1)  # what lies beyond is refused when it occurs
+            result: Words | None = alphabet.astype(self._dtype) << self._dtype.type(shift)
+            return result
+        known = np.minimum(alphabet, len(self.plan.codebook) - 1)  # larger indices are refused when they occur
         return self.plan.codebook[known].astype(self._dtype)
 
     def _begins(self) -> range:
@@ -195,19 +196,19 @@ class BodyCoder:
 
 
 def aligned(array: Words) -> Words:
-    """The array, or a copy where its items do not lie at multiples of their size."""
+    """The array itself, or a copy if it is not aligned."""
     return array if array.flags.aligned else array.copy()
 
 
 def array_of(source: Source, begin: int, end: int) -> NDArray[np.uint8]:
-    """Bytes of a source, read-only. Raises FormatError where there are not so many."""
+    """source[begin:end] as a read-only array. Raises FormatError if it exceeds the source."""
     if not begin <= end <= len(source):
-        raise FormatError("a block ends outside the blob")
+        raise FormatError("a block exceeds the blob")
     return readonly(np.frombuffer(source[begin:end], np.uint8))
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """function(item) of each item in turn; with threads several at once, but few results wait to be taken."""
+    """Yield function(item) for each item in order; threads compute ahead by at most 2 results each."""
     if threads <= 1:
         yield from map(function, items)
         return

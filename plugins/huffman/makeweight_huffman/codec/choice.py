@@ -1,4 +1,4 @@
-"""The encoder's choice of a plan: the one under which a tensor takes the fewest bits."""
+"""Chooses a tensor's plan: the representation with the fewest bits."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from makeweight_huffman.codec.model import CLASSES
 from makeweight_huffman.codec.plan import SPARSE_BLOCK, Plan, Sparse
 from makeweight_huffman.codec.statistics import Statistics
 
-SMALL = 1 << 18  # words up to which all plans are tried out; of larger tensors the plan is chosen by estimates
-SPARSE_SHARE = 0.25  # of the words that must be alike before leaving them out is tried
+SMALL = 1 << 18  # words; up to here several plans are encoded, above the plan is chosen by estimates
+SPARSE_SHARE = 0.25  # smallest fraction of equal words for which a sparse representation is tried
 
 
 def candidate_plans(tensor: Words, columns: int, sign_and_exponent: int) -> list[Plan]:
-    """The plans worth trying for a tensor (words,): several for a small one, else the one that should be shortest.
+    """Plans to try for a tensor (words,): several for a small tensor, otherwise the one with the best estimate.
 
     Args:
-        tensor: one word or more.
-        columns: the words in a row.
-        sign_and_exponent: the bits of a float's word before its mantissa; 0 where words are integers.
+        tensor: at least one word.
+        columns: number of words in a row.
+        sign_and_exponent: bits above the mantissa in a float's word; 0 for integers.
     """
     statistics = Statistics.of(tensor)
     small = tensor.size <= SMALL
@@ -47,7 +47,7 @@ def candidate_plans(tensor: Words, columns: int, sign_and_exponent: int) -> list
 
 
 def value_plans(statistics: Statistics, sign_and_exponent: int) -> list[tuple[float, Plan]]:
-    """Ways to write the words, background apart, and their bits: as such, and by their numbers in a codebook."""
+    """(estimated bits, plan) for the words without background: cut into fields, or as indices into a codebook."""
     width, trailing = statistics.width, statistics.trailing
     bits, fields = word_fields(statistics, sign_and_exponent)
     plans = [(bits, Plan(width, trailing, None, None, fields))]
@@ -60,7 +60,7 @@ def value_plans(statistics: Statistics, sign_and_exponent: int) -> list[tuple[fl
 
 
 def finished(plan: Plan, tensor: Words, columns: int, several: bool) -> list[Plan]:
-    """A plan with what the positions need, in classes or not; both where `several` may be returned."""
+    """Complete a plan with the coding of positions: one class, or classes of a model; both if `several`."""
     if plan.sparse is None:
         return [plan]
     sample = search.spread(tensor, columns, SPARSE_BLOCK)
@@ -77,7 +77,7 @@ def finished(plan: Plan, tensor: Words, columns: int, several: bool) -> list[Pla
 
 
 def filled(divisors: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Classes without a divisor may occur in another block: they take after the classes around them. (CLASSES,)."""
+    """Interpolate missing divisors (CLASSES,), since classes that the sample lacks can occur in another block."""
     used = np.flatnonzero(divisors)
     if not len(used):
         return np.ones_like(divisors)
@@ -85,7 +85,7 @@ def filled(divisors: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def fields_in_context(plan: Plan, tensor: Words, columns: int) -> tuple[Field, ...]:
-    """The plan's fields, the only one of them with a code for each sign of its neighbours where that pays."""
+    """The plan's fields; a single field gets one code per context of neighbours' signs if that saves bits."""
     if not plan.has_contexts:
         return plan.fields
     field = plan.fields[0]
@@ -99,7 +99,7 @@ def fields_in_context(plan: Plan, tensor: Words, columns: int) -> tuple[Field, .
 
 
 def usable(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The counts, a second symbol added where there is but one: a code in context has none or at least two."""
+    """Counts with a second symbol added to a single one: a code in context has no symbol, or at least two."""
     counts = counts.copy()
     if np.count_nonzero(counts) == 1:
         counts[0 if counts[0] == 0 else 1] = 1

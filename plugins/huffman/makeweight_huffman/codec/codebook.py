@@ -1,4 +1,4 @@
-"""Between the words of a tensor and their numbers in a codebook."""
+"""Mapping between words and their indices in a codebook."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from makeweight_huffman.codec.coder import Words, readonly
 
 
 class Codebook:
-    """Distinct words and the way back from each to its number.
+    """Distinct words, and a hash table from each word to its index.
 
     Args:
-        values: (values,) uint64.
-        dtype: of the words.
+        values: (values,) uint64, ascending.
+        dtype: dtype of the words.
 
-    `dtype` is that of the numbers: uint8 where it is enough, else uint16.
+    The attribute `dtype` is the dtype of indices: uint8 for up to 256 values, else uint16.
     """
 
     def __init__(self, values: NDArray[np.uint64], dtype: np.dtype[np.unsignedinteger]) -> None:
@@ -27,7 +27,7 @@ class Codebook:
         self._slots: NDArray[np.int16] | None = None
 
     def indices(self, block: Words) -> Words:
-        """The number of each word, (words,); all must be in the codebook."""
+        """Index of each word, (words,); every word must be in the codebook."""
         indices = np.zeros(block.size, self.dtype)
         if len(self._keys) > 1:
             if self._slots is None:
@@ -36,12 +36,12 @@ class Codebook:
         return indices
 
     def values(self, indices: Words, out: Words) -> None:
-        """Undo `indices`: fill out (words,).
+        """Inverse of `indices`, into out (words,).
 
         Raises:
-            FormatError: when a number is not below the codebook's length.
+            FormatError: if an index is not below the codebook's length.
         """
         if len(self._keys) == 1:
             out.fill(self._keys[0])
         elif words.gather(indices, self._values, out) >= len(self._keys):
-            raise FormatError(f"an index is not below the codebook's length, {len(self._keys)}")
+            raise FormatError(f"an index exceeds the codebook of {len(self._keys)} values")

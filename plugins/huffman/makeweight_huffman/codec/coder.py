@@ -1,4 +1,4 @@
-"""A field's bits of one block after another, with the tables that all blocks share."""
+"""Coding of one field, block by block, with code tables shared by all blocks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from makeweight_huffman.codec import codes, neighbours, streams, words
 from makeweight_huffman.codec.bits import FormatError, read_varint, write_varint
 from makeweight_huffman.codec.fields import Field
 
-FOUR_STREAMS = 4096  # symbols from which on a field's stream is cut in four
+FOUR_STREAMS = 4096  # smallest number of symbols that is split into four streams
 
 Words = NDArray[np.unsignedinteger]
-Piece = bytes | memoryview  # what a block is put together from
+Piece = bytes | memoryview  # part of an encoded block
 Array = TypeVar("Array", bound=NDArray[Any])
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where a block's symbols stand among its cells; with it, a code may depend on the neighbours' signs."""
+    """Positions of a block's symbols among its cells; needed for codes that depend on the neighbours' signs."""
 
     positions: NDArray[np.int32]  # (symbols,)
     cells: int
@@ -30,21 +30,21 @@ class Places:
 
 
 def readonly(array: Array) -> Array:
-    """A view that cannot be written to: kernels are compiled for these alone, not for both sorts."""
+    """A read-only view: kernels are compiled for read-only arrays alone, not for writable ones too."""
     view = array.view()
     view.flags.writeable = False
     return view
 
 
 class FieldCoder:
-    """Writes and reads one field.
+    """Encodes and decodes one field.
 
-    Its symbols are bytes: the field's values where these are no wider, else their numbers in the alphabet.
+    Symbols are bytes: the field's values if these fit 8 bits, otherwise their indices in the alphabet.
 
     Args:
-        field: what the header says.
-        dtype: of the words.
-        meanings: (symbols,), the word that each symbol stands for; their first bits are the signs for contexts.
+        field: the field, as described by the header.
+        dtype: dtype of the words.
+        meanings: (symbols,), the word of each symbol; its highest bit is the sign that selects contexts.
     """
 
     def __init__(self, field: Field, dtype: np.dtype[np.unsignedinteger], meanings: Words | None = None) -> None:
@@ -59,7 +59,7 @@ class FieldCoder:
             self._signs[self.alphabet_symbols] = np.where(first_bits, -1, 1)
 
     def encode(self, block: Words, places: Places | None) -> list[Piece]:
-        """The field's bits of a block's words, (words,)."""
+        """Encode this field of a block's words (words,). `places`: required for a field in context."""
         field, size = self.field, block.size
         if field.lengths is not None and len(self._alphabet) == 1:
             return []
@@ -68,7 +68,7 @@ class FieldCoder:
             return [out[: streams.encode_numbers(readonly(block), field.shift, field.width, out, 0)].data]
         symbols = self.symbols(block)
         if field.in_context:
-            assert places is not None, "a code in context needs the places of its symbols"
+            assert places is not None, "a code in context requires the positions of its symbols"
             contexts = self.contexts(symbols, places)
             return [out[: neighbours.encode_in_context(symbols, contexts, self._codes, out, 0)].data]
         if size < FOUR_STREAMS:
@@ -81,13 +81,13 @@ class FieldCoder:
         return [*(write_varint(ends[i + 1] - ends[i]) for i in range(3)), out[: ends[4]].data]
 
     def decode(self, source: NDArray[np.uint8], at: int, places: Places | None, fresh: bool, block: Words) -> int:
-        """Put the field's bits from byte `at` on into a block's words, beside those that are there unless `fresh`.
+        """Decode the field from source[at:] into a block's words (words,): set them if `fresh`, else OR into them.
 
         Returns:
-            The byte after them.
+            Index of the byte after the field.
 
         Raises:
-            FormatError: when they are damaged.
+            FormatError: if the field is damaged.
         """
         field = self.field
         if field.lengths is None:
@@ -103,11 +103,11 @@ class FieldCoder:
             if end >= 0 and not direct:
                 words.unmap_symbols(symbols, self._values, fresh, block)
         if end < 0:
-            raise FormatError("a stream of a tensor is damaged: it does not end where it should")
+            raise FormatError("a stream of a tensor is damaged: it has the wrong length")
         return end
 
     def symbols(self, block: Words) -> NDArray[np.uint8]:
-        """The symbols (uint8) of a block's words, (words,)."""
+        """Symbols (words,) uint8 of a block's words (words,)."""
         field = self.field
         if block.dtype == np.uint8 and field.width == 8:
             return readonly(block.view(np.uint8))
@@ -116,7 +116,7 @@ class FieldCoder:
         return readonly(symbols)
 
     def contexts(self, symbols: NDArray[np.uint8], places: Places) -> NDArray[np.uint8]:
-        """Which code each symbol has, (symbols,)."""
+        """Context (index of the code) of each symbol, (symbols,) uint8."""
         contexts = np.empty(symbols.size, np.uint8)
         signs = np.zeros(places.cells, np.int8)
         neighbours.collect_contexts(symbols, places.positions, places.lag, self._signs, signs, contexts)

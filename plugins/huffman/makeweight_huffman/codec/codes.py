@@ -1,4 +1,4 @@
-"""Canonical Huffman codes of limited length: from counts to lengths, from lengths to codes and decoding tables."""
+"""Canonical, length-limited Huffman codes: counts to lengths, lengths to codes and decoding tables."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from numpy.typing import NDArray
 
 from makeweight_huffman.codec.bits import BitReader, BitWriter, FormatError
 
-MAX_LENGTH = 12  # bits; 2**12 four-byte entries of the decoding table stay in a core's first cache
-ALPHABET = 256  # a symbol is one byte
-SYMBOLS_PER_ENTRY = 3  # that the decoding table gives at once
+MAX_LENGTH = 12  # bits; the decoding table of 2**12 four-byte entries fits the L1 cache
+ALPHABET = 256  # largest alphabet: symbols are bytes
+SYMBOLS_PER_ENTRY = 3  # most symbols that one lookup in the decoding table gives
 
 
 def code_lengths(counts: NDArray[np.int64], limit: int = MAX_LENGTH) -> NDArray[np.uint8]:
-    """Lengths (bits) of an optimal prefix code in which none exceeds `limit`; 0 for symbols that do not occur.
+    """Lengths in bits (symbols,) of an optimal prefix code with at most `limit` bits, from counts (symbols,).
 
-    A single occurring symbol gets length 0 too: it costs nothing. Shapes: (symbols,) in and out.
+    Symbols that do not occur have length 0, and so has a symbol that is the only one: it costs nothing.
     Source: Larmore and Hirschberg, A fast algorithm for optimal length-limited Huffman codes, 1990 (package-merge).
     """
     present = np.flatnonzero(counts)
@@ -35,9 +35,10 @@ def code_lengths(counts: NDArray[np.int64], limit: int = MAX_LENGTH) -> NDArray[
 
 
 def canonical_codes(lengths: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """Codes by symbol: code | length << 16, the code's first bit being its lowest. Shape (symbols,), as `lengths`.
+    """Codes as code | length << 16, (symbols,), from lengths (symbols,); a code's first bit is its lowest.
 
-    Codes ascend by (length, symbol), as in RFC 1951 (section 3.2.2), and are reversed for reading from the low end.
+    Codes ascend by (length, symbol) as in RFC 1951, section 3.2.2; their bits are reversed, since streams are read from
+    the lowest bit.
     """
     codes = np.zeros(len(lengths), np.uint32)
     code, previous = 0, 0
@@ -50,17 +51,18 @@ def canonical_codes(lengths: NDArray[np.uint8]) -> NDArray[np.uint32]:
 
 
 def is_complete(lengths: NDArray[np.uint8]) -> bool:
-    """Whether the lengths fill Kraft's sum exactly, so that every string of bits decodes."""
+    """Whether Kraft's sum of the lengths is exactly 1, so that every bit string decodes."""
     used = lengths[lengths > 0].astype(np.int64)
     return bool(used.size and (1 << (MAX_LENGTH - used)).sum() == 1 << MAX_LENGTH)
 
 
 def decoding_table(lengths: NDArray[np.uint8]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-    """What the next MAX_LENGTH bits of a stream decode to, for a complete code.
+    """Decoding tables of a complete code, indexed by the next MAX_LENGTH bits of a stream.
 
     Returns:
-        entries: (2**MAX_LENGTH,), up to three symbols of 8 bits, then their bits in all (4), then their number (2).
-        first: (2**MAX_LENGTH,), the length of the first symbol's code.
+        entries: (2**MAX_LENGTH,), from the lowest bit: up to three symbols (8 bits each), their total code length (4
+            bits), their number (2 bits).
+        first: (2**MAX_LENGTH,), code length of the first symbol.
     """
     symbols = np.zeros(1 << MAX_LENGTH, np.uint32)
     first = np.zeros(1 << MAX_LENGTH, np.uint8)
@@ -80,7 +82,10 @@ def decoding_table(lengths: NDArray[np.uint8]) -> tuple[NDArray[np.uint32], NDAr
 
 
 def write_lengths(writer: BitWriter, lengths: NDArray[np.uint8]) -> None:
-    """Append the lengths of a code: each one's difference to the last, or one bit for a symbol that does not occur."""
+    """Append the code lengths (symbols,), 0 for an absent symbol.
+
+    Symbol by symbol: a presence bit if any symbol is absent, then the difference to the previous present length.
+    """
     holes = bool((lengths == 0).any())
     writer.bits(holes, 1)
     previous = max(1, (len(lengths) - 1).bit_length())
@@ -93,10 +98,10 @@ def write_lengths(writer: BitWriter, lengths: NDArray[np.uint8]) -> None:
 
 
 def read_lengths(reader: BitReader, count: int) -> NDArray[np.uint8]:
-    """The lengths of a code over `count` symbols.
+    """Inverse of `write_lengths`: lengths (count,).
 
     Raises:
-        FormatError: when they are not those of a complete code.
+        FormatError: if they do not form a complete code.
     """
     lengths = np.zeros(count, np.uint8)
     holes = reader.bits(1)
@@ -105,12 +110,12 @@ def read_lengths(reader: BitReader, count: int) -> NDArray[np.uint8]:
         if not holes or reader.bits(1):
             previous += reader.signed()
             if not 1 <= previous <= MAX_LENGTH:
-                raise FormatError(f"a Huffman code has a length of {previous} bits, not 1 to {MAX_LENGTH}")
+                raise FormatError(f"a Huffman code has a length of {previous} bits, expected 1 to {MAX_LENGTH}")
             lengths[symbol] = previous
     if holes and lengths.all():
-        raise FormatError("a Huffman code claims absent symbols and has none")
+        raise FormatError("a Huffman code is marked to have absent symbols but has none")
     if lengths.any() and not is_complete(lengths):
-        raise FormatError("the lengths of a Huffman code do not fill Kraft's sum")
+        raise FormatError("Kraft's sum of a Huffman code is not 1")
     return lengths
 
 

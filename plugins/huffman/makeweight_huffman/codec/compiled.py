@@ -1,4 +1,4 @@
-"""How kernels are compiled, and unaligned 64-bit access to arrays of bytes, which numba itself has not."""
+"""Compilation of kernels with numba, and unaligned access to byte arrays, which numba lacks."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class DiskCache(FunctionCache):
-    """numba's cache of machine code, but what cannot be read or written is compiled anew instead of failing."""
+    """numba's on-disk cache; a kernel is recompiled instead of failing if the cache cannot be read or written."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
-        except Exception:  # a damaged file: whatever unpickling raises
+        except Exception:  # a damaged file: unpickling can raise anything
             with suppress(OSError):
                 self.flush()
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        with suppress(Exception):  # the disk is full, or a damaged index could not be replaced
+        with suppress(Exception):  # the disk is full, or a damaged index cannot be replaced
             super().save_overload(sig, data)
 
 
 def kernel(function: Function) -> Function:
-    """Compile at the first call, keep the machine code on disk where it can be, and let other threads run meanwhile."""
+    """Decorator: compile on the first call, run without the GIL, and cache the machine code on disk if possible."""
     compiled = cast(Any, njit(function, nogil=True))
-    with suppress(RuntimeError):  # numba found no folder that it can write to
+    with suppress(RuntimeError):  # numba finds no writable folder
         compiled._cache = DiskCache(function)
     return cast(Function, compiled)
 
 
 @intrinsic
 def _load64(typing_context: Any, array: Any, offset: Any) -> Any:
-    """The eight bytes from array[offset] on, as one little-endian number. The caller has checked the bounds."""
+    """Load array[offset : offset + 8] as a little-endian number. The caller checks the bounds."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load(_pointer(context, builder, signature, arguments), align=1)
@@ -51,7 +51,7 @@ def _load64(typing_context: Any, array: Any, offset: Any) -> Any:
 
 @intrinsic
 def _store64(typing_context: Any, array: Any, offset: Any, value: Any) -> Any:
-    """Write eight bytes from array[offset] on. The caller has checked the bounds."""
+    """Store 8 bytes at array[offset]. The caller checks the bounds."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.store(arguments[2], _pointer(context, builder, signature, arguments), align=1)
@@ -62,7 +62,7 @@ def _store64(typing_context: Any, array: Any, offset: Any, value: Any) -> Any:
 
 @intrinsic
 def _store32(typing_context: Any, array: Any, offset: Any, value: Any) -> Any:
-    """Write four bytes from array[offset] on. The caller has checked the bounds."""
+    """Store 4 bytes at array[offset]. The caller checks the bounds."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _pointer(context, builder, signature, arguments)
@@ -77,7 +77,7 @@ def _pointer(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(64).as_pointer())
 
 
-# For type checkers, who would miss the first parameter of each.
+# Typed without the typing context, numba's first parameter.
 load64: Callable[[np.ndarray, int], np.uint64] = cast(Any, _load64)
 store64: Callable[[np.ndarray, int, np.uint64], None] = cast(Any, _store64)
 store32: Callable[[np.ndarray, int, np.uint32], None] = cast(Any, _store32)

@@ -1,4 +1,4 @@
-"""Several tensors in one blob; see FORMAT.md. Nothing in a blob is trusted."""
+"""Encode tensors to a blob and back; see FORMAT.md. A blob is untrusted."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Blob = Memory | Source
 
 @dataclass(frozen=True)
 class Description:
-    """What `inspect` shows of a tensor in a blob."""
+    """Summary of a coded tensor."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     representation: str
-    coded_bytes: int  # of the body: neither name nor shape
+    coded_bytes: int  # of the body, without name and shape
     decoded_bytes: int
 
 
 def encode(tensors: Iterable[Entry], threads: int = 1) -> NDArray[np.uint8]:
-    """A blob of all tensors, in their order: (bytes,).
+    """Encode tensors as one blob, (bytes,), in their order.
 
     Raises:
-        FormatError: when a name comes twice or a tensor's dtype, shape and data do not go together.
+        FormatError: if a name is repeated, or a tensor's dtype, shape and data do not match.
     """
     writer = BlobWriter(threads=threads)
     for tensor in tensors:
@@ -43,15 +43,15 @@ def encode(tensors: Iterable[Entry], threads: int = 1) -> NDArray[np.uint8]:
 
 
 def decode(blob: Blob, limit: int | None = None, threads: int = 1) -> list[Entry]:
-    """All tensors of a blob, bit for bit what was encoded.
+    """Inverse of `encode`, bit for bit.
 
     Args:
-        blob: what encode returned, or a source of the same bytes.
-        limit: bytes that the tensors may take; a blob that promises more is refused before memory is taken.
-        threads: that decode blocks of large tensors.
+        blob: the blob in memory, or a source of its bytes.
+        limit: largest decoded size of all tensors and names, in bytes. It is checked before memory is allocated.
+        threads: number of threads that decode the blocks of large tensors.
 
     Raises:
-        FormatError: when the blob is damaged, or promises more than `limit` or the format's own limit.
+        FormatError: if the blob is damaged, or exceeds `limit` or the format's own limit.
     """
     source = source_of(blob)
     entries = []
@@ -63,27 +63,27 @@ def decode(blob: Blob, limit: int | None = None, threads: int = 1) -> list[Entry
 
 
 def decode_tensor(blob: Blob, out: NDArray[np.uint8], threads: int = 1) -> None:
-    """Decode a blob of one tensor into `out` (bytes,), which must be contiguous, writable and of its size.
+    """Decode a blob of one tensor into `out` (bytes,) uint8, which must be contiguous, writable and of its size.
 
     Raises:
-        FormatError: as decode does; also when there is not one tensor or `out` is not of its size.
+        FormatError: as `decode`; also if the blob does not hold exactly one tensor, or `out` is unsuitable.
     """
     source = source_of(blob)
     located = locate_all(source)
     if len(located) != 1:
-        raise FormatError(f"the blob holds {len(located)} tensors, not one")
+        raise FormatError(f"the blob holds {len(located)} tensors, expected one")
     if out.dtype != np.uint8 or out.shape != (located[0].tensor.num_bytes,):
-        raise FormatError(f"the buffer has {out.size} items of {out.dtype}, not {located[0].tensor.num_bytes} of uint8")
+        raise FormatError(f"the buffer is {out.dtype} {out.shape}, expected uint8 ({located[0].tensor.num_bytes},)")
     if not (out.flags.c_contiguous and out.flags.writeable):
-        raise FormatError("the buffer is not contiguous, or cannot be written to")
+        raise FormatError("the buffer is not contiguous and writable")
     decode_elements(located[0], source, out, threads)
 
 
 def describe(blob: Blob, limit: int | None = None) -> list[Description]:
-    """What a blob's headers say of its tensors; their elements are not decoded.
+    """Describe the tensors of a blob by their headers, without decoding their elements.
 
     Raises:
-        FormatError: when a header is damaged or promises too much.
+        FormatError: if a header is damaged, or exceeds `limit` or the format's own limit.
     """
     source = source_of(blob)
     descriptions = []
@@ -99,5 +99,5 @@ def describe(blob: Blob, limit: int | None = None) -> list[Description]:
 
 
 def source_of(blob: Blob) -> Source:
-    """A blob in memory as a source."""
+    """The blob as a source of bytes."""
     return np.frombuffer(blob, np.uint8).data.toreadonly() if isinstance(blob, Memory) else blob

@@ -1,4 +1,4 @@
-"""The encoder's choice of fields: where to cut words, and which parts are worth a code."""
+"""The encoder's choice of fields: where to cut words, and which parts get a code."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from makeweight_huffman.codec.bits import BitWriter
 from makeweight_huffman.codec.fields import RAW_WIDTH, Field
 from makeweight_huffman.codec.statistics import Statistics
 
-UNIFORM = 0.998  # a part whose entropy is above this share of its width is not worth a code
-ADDED_BITS = 3  # of a float's mantissa, at most, that share a code with its sign and exponent
+UNIFORM = 0.998  # a part with an entropy above this fraction of its width gets no code
+ADDED_BITS = 3  # most mantissa bits that share a code with sign and exponent
 
 
 def word_fields(statistics: Statistics, sign_and_exponent: int) -> tuple[float, tuple[Field, ...]]:
-    """The fields of words as such, and their bits: sign and exponent of floats together, the rest by bytes.
+    """(estimated bits, fields) for words without a codebook: sign and exponent of floats together, the rest in bytes.
 
-    sign_and_exponent: the bits of a float's word before its mantissa; 0 where words are integers.
+    sign_and_exponent: bits above the mantissa in a float's word; 0 for integers.
     """
     width, trailing = statistics.width, statistics.trailing
     low = [best_field(*above(trailing, 8 * number, 8, counts)) for number, counts in enumerate(statistics.low)]
@@ -33,13 +33,13 @@ def word_fields(statistics: Statistics, sign_and_exponent: int) -> tuple[float, 
 
 
 def above(trailing: int, shift: int, width: int, counts: NDArray[np.int64]) -> tuple[int, int, NDArray[np.int64]]:
-    """What is left of a part of words, given as shift, width and counts, without the `trailing` low bits of words."""
+    """A part of the words as (shift, width, counts) without those of its bits that lie in the `trailing` low ones."""
     cut = min(max(trailing - shift, 0), width)
     return shift + cut, width - cut, counts[:: 1 << cut]
 
 
 def index_fields(counts: NDArray[np.int64]) -> tuple[float, tuple[Field, ...]]:
-    """The fields of numbers in a codebook, and their bits. counts: (values,) of each number."""
+    """(estimated bits, fields) for indices into a codebook. counts: (values,), of each index."""
     width = (len(counts) - 1).bit_length()
     if width == 0:
         return 0.0, ()
@@ -51,7 +51,7 @@ def index_fields(counts: NDArray[np.int64]) -> tuple[float, tuple[Field, ...]]:
 
 
 def cut_counts(counts: NDArray[np.int64], shift: int, low: int) -> list[tuple[float, Field]]:
-    """The lower `low` bits and the upper rest of a part of words that begins at bit `shift`. counts: (2**width,)."""
+    """Split a part of words, from bit `shift` on, into its `low` low bits and the rest. counts: (2**width,)."""
     width = (len(counts) - 1).bit_length()
     table = counts.reshape(-1, 1 << low)
     upper = best_field(shift + low, width - low, table.sum(axis=1))
@@ -59,7 +59,7 @@ def cut_counts(counts: NDArray[np.int64], shift: int, low: int) -> list[tuple[fl
 
 
 def best_field(shift: int, width: int, counts: NDArray[np.int64]) -> tuple[float, Field]:
-    """A field with a code where it pays, and its bits. counts: (2**width,), or fewer where the rest are zero."""
+    """(bits, field), coded if that saves bits. counts: (2**width,), or fewer if the rest are zero."""
     size = int(counts.sum())
     raw = float(size * width), Field(shift, width)
     alphabet = np.flatnonzero(counts)
@@ -72,14 +72,14 @@ def best_field(shift: int, width: int, counts: NDArray[np.int64]) -> tuple[float
 
 
 def header_bits(field: Field) -> int:
-    """What the field's header takes."""
+    """Size of the field's header in bits."""
     writer = BitWriter()
     field.write_header(writer, contexts=False)
     return len(writer)
 
 
 def merge_raw(fields: list[Field]) -> tuple[Field, ...]:
-    """The same fields, from the lowest up, with neighbours that have no code made one where that is allowed."""
+    """The same fields, lowest first, with adjacent uncoded ones merged up to RAW_WIDTH bits."""
     merged: list[Field] = []
     for field in fields:
         last = merged[-1] if merged else None

@@ -1,4 +1,4 @@
-"""Words cut into fields of bits, each with Huffman codes of its own or written as it is: what a header says of them."""
+"""Fields: bit ranges of the words, each Huffman-coded or raw, and their headers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from makeweight_huffman.codec import codes, neighbours
 from makeweight_huffman.codec.bits import BitReader, BitWriter, FormatError
 
-RAW_WIDTH = 32  # bits at most of a field that is written as it is
-CODED_WIDTH = 16  # bits at most of a field with a code
+RAW_WIDTH = 32  # bits, upper limit of a raw field
+CODED_WIDTH = 16  # bits, upper limit of a coded field
 
 
 @dataclass(frozen=True)
 class Field:
-    """Bits shift .. shift + width - 1 of every word, and how they are written.
+    """Bits shift .. shift + width - 1 of every word, and their code.
 
-    alphabet: the values that occur, ascending, (symbols,) uint16; None: the bits are written as they are.
-    lengths: of their codes, (1 or CONTEXTS, symbols) uint8; all zero where there is one symbol only.
+    alphabet: values that occur, ascending, (symbols,) uint16; None for a raw field.
+    lengths: code lengths, (1 or CONTEXTS, symbols) uint8; zero if there is only one symbol. None for a raw field.
     """
 
     shift: int
@@ -38,10 +38,11 @@ class Field:
 
     @property
     def has_highest_bit(self) -> bool:
-        """Whether the field's highest bit is set in some symbol."""
+        """Whether any symbol has the field's highest bit set."""
         return self.alphabet is not None and bool(self.alphabet[-1] >> (self.width - 1))
 
     def write_header(self, writer: BitWriter, contexts: bool) -> None:
+        """Append the header. `contexts`: whether a code per context is possible here."""
         writer.bits(self.alphabet is not None, 1)
         if self.alphabet is None or self.lengths is None:
             return
@@ -58,14 +59,14 @@ class Field:
 
     @staticmethod
     def read_header(reader: BitReader, shift: int, width: int, contexts: bool) -> Field:
-        """Undo write_header.
+        """Inverse of `write_header`, for the given bits of the words.
 
         Raises:
-            FormatError: when the header is damaged.
+            FormatError: if the header is damaged.
         """
         if not reader.bits(1):
             if width > RAW_WIDTH:
-                raise FormatError(f"a field of {width} bits is wider than {RAW_WIDTH}")
+                raise FormatError(f"a raw field has {width} bits, expected at most {RAW_WIDTH}")
             return Field(shift, width)
         count = reader.exp_golomb(4) + 1
         if count > min(codes.ALPHABET, 1 << width) or width > CODED_WIDTH:
@@ -84,12 +85,12 @@ class Field:
 
 
 def write_ascending(writer: BitWriter, values: NDArray[np.uint64], width: int) -> None:
-    """Append strictly ascending numbers of `width` bits: the first, then the differences less 1."""
+    """Append strictly ascending numbers of `width` bits: the first, then each difference minus 1."""
     numbers = [int(value) for value in values]
     steps = [high - low - 1 for low, high in pairwise(numbers)]
     writer.bits(numbers[0], width)
     if steps:
-        middle = sorted(steps)[len(steps) // 2].bit_length()  # the best order is about the median step's bits
+        middle = sorted(steps)[len(steps) // 2].bit_length()  # near the best order
         orders = range(max(0, middle - 4), min(width, middle + 2))
         order = min(orders, key=lambda k: sum(2 * ((step >> k) + 1).bit_length() + k for step in steps))
         writer.bits(order, 6)
@@ -98,10 +99,10 @@ def write_ascending(writer: BitWriter, values: NDArray[np.uint64], width: int) -
 
 
 def read_ascending(reader: BitReader, count: int, width: int) -> NDArray[np.uint64]:
-    """Undo write_ascending: shape (count,).
+    """Inverse of `write_ascending`: numbers (count,).
 
     Raises:
-        FormatError: when a number does not fit `width` bits.
+        FormatError: if a number does not fit `width` bits.
     """
     values = [reader.bits(width)]
     order = reader.bits(6) if count > 1 else 0

@@ -1,4 +1,7 @@
-"""What the header of a sparse tensor says of its positions: the model that tells cells' classes, and their codes."""
+"""Header of the positions in a sparse tensor: the model that assigns classes to cells, and a divisor per class.
+
+A cell is the place of one word in a block. It is occupied if its word differs from the background.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,18 @@ LAST_DIVISOR = 80
 
 @dataclass(frozen=True)
 class Model:
-    """What tells a cell's class: the weights (sixteenths) of each hint, and how many scores make one class."""
+    """Parameters that determine a cell's class: weights of four scores (in 1/16), and the width of a class."""
 
-    lag: int = 1  # 1 ..: the distance of a second neighbour, in an image its width
+    lag: int = 1  # 1 ..: distance of the second neighbour, for example the width of an image
     column_weight: int = 10  # 0 .. 31
     row_weight: int = 10  # 0 .. 31
     left_weight: int = 16  # 0 .. 63
     lag_weight: int = 16  # 0 .. 63
-    coarseness: int = 7  # 0 .. 15: a class is 2**coarseness sixteenths of a score wide
-    start: int = 4  # 0 .. 15: densities begin at 2**-start
+    coarseness: int = 7  # 0 .. 15: a class spans 2**coarseness / 16 units of score
+    start: int = 4  # 0 .. 15: initial density estimate 2**-start
 
     def parameters(self) -> NDArray[np.int64]:
-        """What the kernels take: shape (7,)."""
+        """Parameters (7,) for the kernels, in the order of the fields."""
         return np.array(astuple(self), np.int64)
 
     def write(self, writer: BitWriter) -> None:
@@ -38,12 +41,12 @@ class Model:
     def read(reader: BitReader) -> Model:
         lag = reader.exp_golomb(4) + 1
         if lag >= 1 << 32:
-            raise FormatError(f"a lag of {lag} is not below 2**32")
+            raise FormatError(f"a lag of {lag}, expected less than 2**32")
         return Model(lag, *(reader.bits(width) for width in (5, 5, 6, 6, 4, 4)))
 
 
 def golomb_divisor(index: int) -> int:
-    """The divisor of a Golomb code by its number, from 1 on: 1 to 8, then four to a factor of two."""
+    """Divisor of a Golomb code by its index, from 1 on: 1 to 8, then four per octave."""
     return index if index < 4 else (4 + index % 4) << (index // 4 - 1)
 
 
@@ -51,7 +54,7 @@ DIVISORS = np.array([0] + [golomb_divisor(index) for index in range(1, LAST_DIVI
 
 
 def write_divisors(writer: BitWriter, indices: NDArray[np.int64]) -> None:
-    """Append the numbers of the classes' divisors, 0 for a class without runs; shape (CLASSES,), at least one not 0."""
+    """Append divisor indices (CLASSES,), 0 for a class without runs; at least one is nonzero."""
     used = np.flatnonzero(indices)
     writer.bits(int(used[0]), 5)
     writer.exp_golomb(int(used[-1] - used[0]), 2)
@@ -63,16 +66,16 @@ def write_divisors(writer: BitWriter, indices: NDArray[np.int64]) -> None:
 
 
 def read_divisors(reader: BitReader) -> NDArray[np.int64]:
-    """The numbers of the classes' divisors: shape (CLASSES,), 0 for a class that is not to come.
+    """Divisor indices (CLASSES,), 0 for a class that must not occur.
 
     Raises:
-        FormatError: when a number is out of range.
+        FormatError: if an index is out of range.
     """
     divisors = np.zeros(CLASSES, np.int64)
     first = reader.bits(5)
     last = first + reader.exp_golomb(2)
     if last >= CLASSES:
-        raise FormatError(f"class {last} of the positions is not below {CLASSES}")
+        raise FormatError(f"class {last} of the positions, expected less than {CLASSES}")
     index = reader.bits(7)
     for kind in range(first, last + 1):
         index += reader.signed() if kind > first else 0
@@ -81,11 +84,11 @@ def read_divisors(reader: BitReader) -> NDArray[np.int64]:
 
 
 def checked_divisor(index: int) -> int:
-    """The number of a divisor, as given.
+    """Return the divisor index unchanged.
 
     Raises:
-        FormatError: when there is no such divisor.
+        FormatError: if it is out of range.
     """
     if not 1 <= index <= LAST_DIVISOR:
-        raise FormatError(f"divisor {index} of the positions is not from 1 to {LAST_DIVISOR}")
+        raise FormatError(f"divisor index {index} of the positions, expected 1 to {LAST_DIVISOR}")
     return index

@@ -1,7 +1,7 @@
-"""Kernels for symbols whose Huffman code is chosen by the signs of the neighbours, at distance 1 and `lag`."""
+"""Kernels for symbols with three Huffman codes, selected by the signs of the words at distance 1 and `lag` before."""
 
 # mypy: disable-error-code="assignment, arg-type, return-value"
-# (In kernels, Python's and NumPy's integers are the same.)
+# (Kernels mix Python and NumPy integers.)
 from __future__ import annotations
 
 import numpy as np
@@ -10,12 +10,12 @@ from makeweight_huffman.codec.codes import MAX_LENGTH
 from makeweight_huffman.codec.compiled import kernel
 from makeweight_huffman.codec.streams import finish, flush, peek
 
-CONTEXTS = 3  # the neighbours' signs add up to less than zero, to zero, to more
+CONTEXTS = 3  # the sum of the two signs is negative, zero, or positive
 
 
 @kernel
 def context_of(cell: int, lag: int, signs: np.ndarray) -> int:
-    """Which code a cell's symbol has, by the signs (int8, 0 for background) of the cells before."""
+    """Context (index of the code) of a cell, from the signs of earlier cells: (cells,) int8, 0 for background."""
     total = np.int64(signs[cell - 1]) if cell >= 1 else 0
     if cell >= lag:
         total += np.int64(signs[cell - lag])
@@ -26,9 +26,9 @@ def context_of(cell: int, lag: int, signs: np.ndarray) -> int:
 def collect_contexts(
     symbols: np.ndarray, positions: np.ndarray, lag: int, sign_of: np.ndarray, signs: np.ndarray, contexts: np.ndarray
 ) -> None:
-    """Fill contexts (uint8) of the symbols (uint8) at `positions`; signs (int8, per cell) must be zero before.
+    """Fill contexts (symbols,) uint8 of the symbols (symbols,) uint8 at `positions` (symbols,).
 
-    sign_of: (256,) int8, the sign of each symbol's value.
+    sign_of: (256,) int8, sign of each symbol's word. signs: (cells,) int8 scratch array, all zero on entry.
     """
     for i in range(symbols.size):
         contexts[i] = context_of(positions[i], lag, signs)
@@ -37,7 +37,7 @@ def collect_contexts(
 
 @kernel
 def encode_in_context(symbols: np.ndarray, contexts: np.ndarray, codes: np.ndarray, out: np.ndarray, at: int) -> int:
-    """Write the symbols in their contexts' codes; returns the byte after them. codes: (CONTEXTS, 256) uint32."""
+    """Write symbols to out[at:] in the codes of their contexts, (CONTEXTS, 256) uint32; returns the byte after them."""
     word, count = np.uint64(0), np.uint64(0)
     for i in range(symbols.size):
         code = np.uint64(codes[contexts[i], symbols[i]])
@@ -59,9 +59,9 @@ def decode_in_context(
     signs: np.ndarray,
     out: np.ndarray,
 ) -> int:
-    """Undo encode_in_context: fill out (uint8); returns the byte after the stream, or -1 when it is damaged.
+    """Inverse of encode_in_context, into out (symbols,) uint8; returns the byte after the stream, or -1 if damaged.
 
-    entries, first: (CONTEXTS, 2**MAX_LENGTH), as codes.decoding_table makes them; a code without symbols is all zeros.
+    entries, first: (CONTEXTS, 2**MAX_LENGTH), from codes.decoding_table; all zeros for a code without symbols.
     """
     window = np.uint64((1 << MAX_LENGTH) - 1)
     position = 8 * at

@@ -1,4 +1,4 @@
-"""How one tensor is written: its representation, as the header of its body says it."""
+"""Plan: the representation of one tensor, as stored in the header of its body."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from makeweight_huffman.codec.bits import BitReader, BitWriter, FormatError, Sou
 from makeweight_huffman.codec.fields import Field, read_ascending, write_ascending
 from makeweight_huffman.codec.model import CLASSES, Model, checked_divisor, read_divisors, write_divisors
 
-FIRST_VERSION, VERSION = 1, 2  # of the format; they differ only in the signs that choose among three codes
+FIRST_VERSION, VERSION = 1, 2  # of the format; they differ only in the signs that select one of three codes
 MAX_CODEBOOK = 1 << 12  # values
 DENSE_BLOCK, SPARSE_BLOCK = 1 << 18, 1 << 20  # words
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """The word that is left out, and how the places of the others are told.
+    """The omitted background word, and the coding of the positions of all other words.
 
-    model: None where all cells are of one class. divisors: (CLASSES,) numbers of Golomb divisors, 0 for unused classes.
+    model: None if all cells belong to one class. divisors: (CLASSES,) indices of Golomb divisors, 0 for unused classes.
     """
 
     background: int
@@ -50,11 +50,11 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages from words to bits: leave the background out, look up in a codebook, cut into fields.
+    """Stages from words to bits: omit the background, replace words by codebook indices, cut into fields.
 
-    width: bits of a word. trailing: the low bits that are zero in all words but the background.
-    codebook: distinct words, ascending, (values,) uint64. fields: from the lowest bit up.
-    version: of the format, by which the header is read.
+    width: bits of a word. trailing: number of low bits that are zero in all words except the background.
+    codebook: distinct words, ascending, (values,) uint64, or None. fields: from the lowest bit up.
+    version: format version of the blob.
     """
 
     width: int
@@ -66,12 +66,12 @@ class Plan:
 
     @property
     def block(self) -> int:
-        """The words in each block but the last."""
+        """Number of words in each block except the last."""
         return SPARSE_BLOCK if self.sparse else DENSE_BLOCK
 
     @property
     def representation(self) -> str:
-        """In words, for people."""
+        """Short description for people."""
         if self.codebook is not None:
             values = "constant" if len(self.codebook) == 1 else f"codebook of {len(self.codebook)}"
         elif all(field.alphabet is None for field in self.fields):
@@ -107,32 +107,32 @@ class Plan:
 
     @property
     def has_contexts(self) -> bool:
-        """Whether the field's code may depend on neighbours."""
+        """Whether the field's code may depend on neighbouring words."""
         return self.sparse is not None and self.sparse.model is not None and len(self.fields) == 1
 
     @property
     def oldest_version(self) -> int:
-        """The first version that means the same by this plan; version 1 has words with `trailing` bits positive."""
+        """First version that decodes this plan equally; version 1 takes words with `trailing` bits as positive."""
         differs = self.trailing > 0 and self.codebook is None and self.has_contexts and self.fields[0].in_context
         return VERSION if differs and self.fields[0].has_highest_bit else FIRST_VERSION
 
     @staticmethod
     def read(source: Source, at: int, limit: int, width: int, version: int) -> tuple[Plan, int]:
-        """The plan for words of `width` bits whose header begins at byte `at`, and the byte after the header.
+        """Read the header at byte `at` for words of `width` bits: the plan, and the index of the byte after it.
 
         Raises:
-            FormatError: when the header is damaged.
+            FormatError: if the header is damaged.
         """
         reader = BitReader(source, at, limit)
         sparse = Sparse.read(reader, width) if reader.bits(1) else None
         trailing = reader.bits(6) if reader.bits(1) else 0
         if trailing >= width:
-            raise FormatError(f"words of {width} bits cannot have {trailing} low bits that are zero")
+            raise FormatError(f"words of {width} bits with {trailing} trailing zero bits, expected fewer")
         codebook, remaining = None, width - trailing
         if reader.bits(1):
             count = reader.exp_golomb(4) + 1
             if count > MAX_CODEBOOK:
-                raise FormatError(f"a codebook of {count} values is larger than {MAX_CODEBOOK}")
+                raise FormatError(f"a codebook has {count} values, expected at most {MAX_CODEBOOK}")
             codebook = read_ascending(reader, count, remaining) << np.uint64(trailing)
             remaining = index_width(codebook)
         fields: list[Field] = []
@@ -141,7 +141,7 @@ class Plan:
             whole = bool(reader.bits(1))
             step = remaining if whole else reader.bits(5) + 1
             if step > remaining - (not whole):
-                raise FormatError(f"a field of {step} bits does not fit the {remaining} that are left")
+                raise FormatError(f"a field of {step} bits does not fit the remaining {remaining}")
             contexts = sparse is not None and sparse.model is not None and whole and not fields
             fields.append(Field.read_header(reader, shift, step, contexts))
             shift, remaining = shift + step, remaining - step
@@ -149,5 +149,5 @@ class Plan:
 
 
 def index_width(codebook: NDArray[np.uint64]) -> int:
-    """The bits of an index into the codebook."""
+    """Bits of an index into the codebook."""
     return (len(codebook) - 1).bit_length()

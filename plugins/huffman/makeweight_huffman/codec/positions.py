@@ -1,16 +1,16 @@
-"""Where the elements other than the background stand: runs of background in classes of like density.
+"""Positions of the words other than the background: runs of background cells, in classes of similar density.
 
-Cells are visited in their order. Each one's class is told by what has been visited: how often its column was occupied,
-how often the cells just before were, whether the neighbours at distance 1 and `lag` are. Every class has its own runs
-(the background cells between two occupied ones, counting this class only) in its own Golomb code, which is the Huffman
-code of a geometric distribution. A run is written when its first cell is reached.
+Cells are visited in order. The class of a cell depends on earlier cells only: the occupied fraction of its column, the
+occupied fraction of the cells just before it, and whether the cells at distance 1 and `lag` before it are occupied.
+Every class has its own runs (numbers of background cells of this class between two occupied ones) in its own Golomb
+code, which is the Huffman code of a geometric distribution. A run is written when its first cell is reached.
 
 Source: Golomb, Run-length encodings, 1966; Gallager and Van Voorhis, Optimal source codes for geometrically distributed
 integer alphabets, 1975.
 """
 
 # mypy: disable-error-code="assignment, arg-type, return-value"
-# (In kernels, Python's and NumPy's integers are the same.)
+# (Kernels mix Python and NumPy integers.)
 from __future__ import annotations
 
 import math
@@ -22,26 +22,27 @@ from makeweight_huffman.codec.model import CLASSES
 from makeweight_huffman.codec.runs import read_run
 from makeweight_huffman.codec.streams import finish
 
-OCTAVE = 8  # units of a score to a factor of two in density
-DENSITY_BITS = 24  # of a density, a number below one
-SCORE_BITS = 12  # of these, that decide its score; the table stays in a core's first cache
-ROW_STEP = 65536 >> 7  # the cells before: a running mean over about 2**7 of them
-COLUMN_START, COLUMN_ROWS = 5, 256  # a column's mean: as if 5 rows had come before; over about 256 rows later
+OCTAVE = 8  # units of score per factor of two in density
+DENSITY_BITS = 24  # a density is a fixed-point number below 1
+SCORE_BITS = 12  # leading bits of a density that index SCORES, which fits the L1 cache
+ROW_STEP = 65536 >> 7  # step of the running mean over about 2**7 previous cells
+COLUMN_START, COLUMN_ROWS = 5, 256  # a column's mean starts as if after 5 rows; later over about 256
 
-# The score of a density by its first bits: OCTAVE * log2 of it, rounded to nearest; zero counts as one half.
+# Score of a density by its leading bits: OCTAVE * log2(density), rounded to nearest; leading bits of 0 count as 1/2.
 SCORES = np.array([-OCTAVE] + [round(OCTAVE * math.log2(n)) for n in range(1, 1 << SCORE_BITS)], np.int64)
 SCORES -= OCTAVE * SCORE_BITS
 
 
 @kernel
 def score_of(rate: int, scores: np.ndarray) -> int:
-    """The score of a density."""
-    return scores[np.uint64(rate) >> np.uint64(DENSITY_BITS - SCORE_BITS)]
+    """Score of a density."""
+    result: int = scores[np.uint64(rate) >> np.uint64(DENSITY_BITS - SCORE_BITS)]
+    return result
 
 
 @kernel
 def neighbours_score(i: int, lag: int, left_weight: int, lag_weight: int, occupied: np.ndarray) -> int:
-    """What the neighbours of cell i add to its score, occupied[:i] being known."""
+    """Contribution of the two neighbours of cell i to its score, given occupied[:i]."""
     score = 0
     if i >= 1:
         score += left_weight * occupied[np.uint64(i - 1)]
@@ -52,25 +53,25 @@ def neighbours_score(i: int, lag: int, left_weight: int, lag_weight: int, occupi
 
 @kernel
 def class_of(score: int, coarseness: int) -> int:
-    """The class of a cell: 0 where most are occupied, at most CLASSES - 1."""
+    """Class of a cell by its score, from 0 (densest) to CLASSES - 1."""
     return min(max(-score >> coarseness, 0), CLASSES - 1)
 
 
 @kernel
 def first_rate(start: int) -> int:
-    """The density that columns and rows begin with."""
+    """Initial density of columns and rows, 2**-start."""
     return min(1 << (DENSITY_BITS - start), (1 << DENSITY_BITS) - 1)
 
 
 @kernel
 def column_step(row: int) -> int:
-    """By what part (of 2**16) a column's mean moves to each new cell of it."""
+    """Step (in 1/2**16) of a column's running mean at the given row."""
     return 65536 // min(COLUMN_START + row, COLUMN_ROWS)
 
 
 @kernel
 def moved(rate: int, step: int, here: int) -> int:
-    """A running mean, moved by a part (of 2**16) towards the cell that came."""
+    """The running mean after a cell: moved by step/2**16 towards 1 (`here` = 1) or 0."""
     return rate + (((here * ((1 << DENSITY_BITS) - 1) - rate) * step) >> 16)
 
 
@@ -78,7 +79,7 @@ def moved(rate: int, step: int, here: int) -> int:
 def classify(
     occupied: np.ndarray, columns: int, parameters: np.ndarray, scores: np.ndarray, classes: np.ndarray
 ) -> None:
-    """Fill classes (uint8) with the class of each cell of occupied (uint8), which has `columns` columns."""
+    """Fill classes (cells,) uint8 with the class of each cell. occupied: (cells,) uint8, in rows of `columns` cells."""
     lag, column_weight, row_weight, left_weight, lag_weight, coarseness, start = parameters
     row_rate = np.int64(first_rate(start))
     rates = np.full(min(columns, occupied.size), row_rate)
@@ -100,7 +101,7 @@ def classify(
 
 @kernel
 def tally(occupied: np.ndarray, classes: np.ndarray, counts: np.ndarray) -> None:
-    """Count the cells of each class that are free, and those that are occupied. counts: (2, CLASSES) int64."""
+    """Add to counts (2, CLASSES) int64 the number of background [0] and occupied [1] cells by class."""
     for i in range(occupied.size):
         counts[np.uint64(occupied[i]), np.uint64(classes[i])] += 1
 
@@ -115,16 +116,16 @@ def decode_positions(
     occupied: np.ndarray,
     positions: np.ndarray,
 ) -> tuple[int, int]:
-    """Undo classify and collect_runs: fill occupied (uint8) and positions (int32).
+    """Inverse of classify and collect_runs: fill occupied (cells,) uint8 and positions (cells,) int32.
 
     Returns:
-        The byte after the stream, or -1 when it is damaged, and the number of positions.
+        Index of the byte after the stream, or -1 if it is damaged, and the number of positions.
     """
     lag, column_weight, row_weight, left_weight, lag_weight, coarseness, start = parameters
     row_rate = np.int64(first_rate(start))
     rates = np.full(min(columns, occupied.size), row_rate)
     column, row, step = 0, 0, column_step(0)
-    left = np.full(CLASSES, -1)  # background cells that remain of each class's run; -1: it has none yet
+    left = np.full(CLASSES, -1)  # remaining background cells of each class's run; -1: no run
     position, found = 0, 0
     for i in range(occupied.size):
         rate = rates[np.uint64(column)]
@@ -148,6 +149,6 @@ def decode_positions(
             column = 0
             row += 1
             step = column_step(row)
-    if left.max() > 0:  # a run goes on behind the last cell
+    if left.max() > 0:  # a run exceeds the block
         return -1, 0
     return finish(source, position), found

@@ -1,7 +1,7 @@
-"""Kernels for runs of background cells in Golomb codes."""
+"""Kernels for runs of background cells in Golomb code."""
 
 # mypy: disable-error-code="assignment, arg-type, return-value"
-# (In kernels, Python's and NumPy's integers are the same.)
+# (Kernels mix Python and NumPy integers.)
 from __future__ import annotations
 
 import numpy as np
@@ -9,12 +9,12 @@ import numpy as np
 from makeweight_huffman.codec.compiled import kernel
 from makeweight_huffman.codec.streams import finish, flush, peek
 
-ONES = 32  # of a quotient written at once
+ONES = 32  # most bits of a unary quotient written at once
 
 
 @kernel
 def remainder_bits(divisor: int) -> int:
-    """The bits of the longest remainder: log2 of the divisor, rounded up."""
+    """Bits of the longest remainder, ceil(log2(divisor))."""
     bits = 0
     while 1 << bits < divisor:
         bits += 1
@@ -23,7 +23,7 @@ def remainder_bits(divisor: int) -> int:
 
 @kernel
 def collect_runs(occupied: np.ndarray, classes: np.ndarray, runs: np.ndarray, kinds: np.ndarray) -> int:
-    """Fill runs (int32) and their classes (uint8) in the order in which a decoder asks for them; returns how many."""
+    """Fill runs (int32) and their classes `kinds` (uint8) in the order of decoding; returns the number of runs."""
     current = np.full(256, -1)
     used = 0
     for i in range(occupied.size):
@@ -41,7 +41,7 @@ def collect_runs(occupied: np.ndarray, classes: np.ndarray, runs: np.ndarray, ki
 
 @kernel
 def collect_gaps(positions: np.ndarray, cells: int, runs: np.ndarray) -> int:
-    """The same where all cells are of one class: runs from the positions of the occupied ones."""
+    """collect_runs for a single class, from the positions of the occupied cells."""
     begin = 0
     for i in range(positions.size):
         runs[i] = positions[i] - begin
@@ -54,7 +54,7 @@ def collect_gaps(positions: np.ndarray, cells: int, runs: np.ndarray) -> int:
 
 @kernel
 def cost_runs(runs: np.ndarray, kinds: np.ndarray, divisors: np.ndarray, costs: np.ndarray) -> None:
-    """Add up the bits of each class's runs under each divisor but number 0. costs: (classes, divisors) int64."""
+    """Add to costs (classes, divisors) int64 the bits of each class's runs under each divisor except index 0."""
     for number in range(1, divisors.size):
         divisor = divisors[number]
         bits = remainder_bits(divisor)
@@ -67,9 +67,9 @@ def cost_runs(runs: np.ndarray, kinds: np.ndarray, divisors: np.ndarray, costs: 
 
 @kernel
 def write_runs(runs: np.ndarray, kinds: np.ndarray, divisors: np.ndarray, out: np.ndarray, at: int) -> int:
-    """Write each run in its class's Golomb code; returns the byte after them.
+    """Write each run to out[at:] in the Golomb code of its class; returns the byte after them.
 
-    A quotient in ones and a zero, then the remainder in truncated binary. `out` must hold 8 bytes more.
+    The quotient is in unary (ones, then a zero), the remainder in truncated binary. `out` needs 8 spare bytes.
     """
     word, count = np.uint64(0), np.uint64(0)
     for i in range(runs.size):
@@ -98,7 +98,7 @@ def write_runs(runs: np.ndarray, kinds: np.ndarray, divisors: np.ndarray, out: n
 
 @kernel
 def read_run(source: np.ndarray, position: int, divisor: int) -> tuple[int, int]:
-    """The run at bit `position`, and the bit after it, or -1 when it is damaged or has no code (divisor 0)."""
+    """Read the run at bit `position`: its length, and the bit after it, or -1 if damaged or the divisor is 0."""
     if divisor == 0:
         return 0, -1
     quotient = 0
@@ -132,10 +132,10 @@ def read_run(source: np.ndarray, position: int, divisor: int) -> tuple[int, int]
 
 @kernel
 def decode_gaps(source: np.ndarray, divisor: int, cells: int, positions: np.ndarray) -> tuple[int, int]:
-    """Undo collect_gaps and write_runs: fill positions (int32).
+    """Inverse of collect_gaps and write_runs: fill positions (cells,) int32.
 
     Returns:
-        The byte after the stream, or -1 when it is damaged, and the number of positions.
+        Index of the byte after the stream, or -1 if it is damaged, and the number of positions.
     """
     position, found, i = 0, 0, 0
     while i < cells:

@@ -1,4 +1,4 @@
-"""The encoder's search for a model of the positions, by trial on a sample."""
+"""The encoder's search for a model of the positions, by coordinate descent on a sample."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from makeweight_huffman.codec import positions, runs
 from makeweight_huffman.codec.model import CLASSES, DIVISORS, Model
 
 SAMPLE = 1 << 18  # cells
-PIECES = 4  # of a sample, from all over the tensor, since its beginning may be unlike the rest
+PIECES = 4  # pieces of a sample, spread over the tensor, which may vary along its length
 FARTHEST_LAG = 128
 STEPS = {"column_weight": 31, "row_weight": 31, "left_weight": 63, "lag_weight": 63, "coarseness": 15}
-HEADER_BITS = 45  # of a model, classes apart
-CLASS_BITS = 4.0  # of each class in the header and in its last run
+HEADER_BITS = 45  # of a model without its classes
+CLASS_BITS = 4.0  # per class, in the header and for its last run
 
 
 def entropy(ones: NDArray[np.int64], total: NDArray[np.int64]) -> float:
-    """Bits of `total` cells of which `ones` are occupied, summed over classes."""
+    """Entropy in bits, summed over classes. ones, total: (classes,), occupied cells and all cells."""
     with np.errstate(divide="ignore", invalid="ignore"):
         bits = ones * np.log2(total / ones) + (total - ones) * np.log2(total / (total - ones))
     return float(np.nansum(bits))
 
 
 def best_model(occupied: NDArray[np.uint8], columns: int) -> Model | None:
-    """The model that writes the cells (cells,) shortest, or None where it saves nothing over one class.
+    """Model with the lowest estimated cost for occupied (cells,), or None if a single class is as good.
 
-    One parameter after the other is moved as long as that helps.
+    Coordinate descent: each parameter is moved while that lowers the cost.
     """
     occupied = spread(occupied, columns, SAMPLE)
     ones = int(occupied.sum())
@@ -53,7 +53,7 @@ def best_model(occupied: NDArray[np.uint8], columns: int) -> Model | None:
 
 
 def spread(cells: NDArray[Any], columns: int, size: int) -> NDArray[Any]:
-    """About `size` cells in pieces that begin with a row where rows are short enough; all where there are no more."""
+    """About `size` cells in PIECES pieces, which start at a row if rows are short enough; all cells if no more."""
     if cells.size <= size:
         return cells
     piece = size // PIECES
@@ -65,7 +65,7 @@ def spread(cells: NDArray[Any], columns: int, size: int) -> NDArray[Any]:
 
 
 def likely_lags(occupied: NDArray[np.uint8]) -> list[int]:
-    """The distances (two at most) at which occupied cells most often have an occupied neighbour."""
+    """The (at most two) distances at which occupied cells most often have an occupied neighbour."""
     together = [
         (int((occupied[lag:] & occupied[:-lag]).sum()), -lag)
         for lag in range(2, min(FARTHEST_LAG, occupied.size - 1) + 1)
@@ -74,7 +74,7 @@ def likely_lags(occupied: NDArray[np.uint8]) -> list[int]:
 
 
 def model_cost(model: Model, occupied: NDArray[np.uint8], columns: int) -> float:
-    """The bits of the cells under a model, nearly: each class's entropy, and what a class costs."""
+    """Estimated bits of the cells under a model: the entropy by class, and CLASS_BITS per class."""
     classes = np.empty(occupied.size, np.uint8)
     positions.classify(occupied, columns, model.parameters(), positions.SCORES, classes)
     counts = np.zeros((2, CLASSES), np.int64)
@@ -84,9 +84,9 @@ def model_cost(model: Model, occupied: NDArray[np.uint8], columns: int) -> float
 
 
 def best_divisors(occupied: NDArray[np.uint8], columns: int, model: Model | None) -> NDArray[np.int64]:
-    """The numbers of the divisors that write the runs shortest: (CLASSES,), for all classes where there is a model.
+    """Indices (CLASSES,) of the best divisor of each class, 0 for a class without runs.
 
-    0 for a class without runs.
+    Without a model only class 0 has runs.
     """
     lengths = np.empty(occupied.size + CLASSES, np.int32)
     kinds = np.zeros(lengths.size, np.uint8)

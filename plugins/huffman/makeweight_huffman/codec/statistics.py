@@ -1,4 +1,4 @@
-"""What the encoder must know of a tensor before it chooses: how often each word, or each part of a word, occurs."""
+"""Statistics for the encoder's choice of a plan: counts of words, and of parts of words."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ CHUNK = 1 << 20  # words
 
 @dataclass(frozen=True)
 class Statistics:
-    """Counts over a tensor's words.
+    """Counts over the words of a tensor.
 
-    size: words. zeros: those that are zero. trailing: the low bits that are zero in all of them.
-    distinct, counts: the words that occur, ascending, and how often; None where they are too many.
-    high: (2**16,) of the upper 16 bits, or (2**8,) where words have 8. low: (bytes, 2**8) of each byte under these.
+    width: bits of a word. size: number of words. zeros: number of zero words.
+    trailing: number of low bits that are zero in all words.
+    distinct, counts: the words that occur, ascending, and their counts; None for more than MAX_CODEBOOK words.
+    high: (2**16,) counts of the upper 16 bits, or (2**8,) for words of 8 bits.
+    low: (bytes, 2**8) counts of each byte below these.
     """
 
     width: int
@@ -50,14 +52,14 @@ class Statistics:
         return Statistics(width, tensor.size, zeros, trailing, *found, high.sum(axis=0), low.sum(axis=1))
 
     def most_frequent(self) -> tuple[int, int]:
-        """The most frequent word and how often it occurs; words that are too many to count are taken for zero."""
+        """The most frequent word and its count; zero and its count if there are too many distinct words."""
         if self.distinct is None or self.counts is None:
             return 0, self.zeros
         place = int(self.counts.argmax())
         return int(self.distinct[place]), int(self.counts[place])
 
     def without(self, background: int, count: int) -> Statistics:
-        """The same without the `count` words that are the background."""
+        """Statistics without the `count` background words."""
         distinct, counts = self.distinct, self.counts
         if distinct is not None and counts is not None:
             distinct, counts = distinct[distinct != background], counts[distinct != background]
@@ -70,7 +72,7 @@ class Statistics:
 
 
 def count_all(histogram: NDArray[np.int64]) -> tuple[NDArray[np.uint64] | None, NDArray[np.int64] | None]:
-    """The words that occur and how often, from a histogram over all there are; None where they are too many."""
+    """The words that occur and their counts, from a histogram over all words; None if there are too many."""
     present = np.flatnonzero(histogram)
     if len(present) > MAX_CODEBOOK:
         return None, None
@@ -78,7 +80,7 @@ def count_all(histogram: NDArray[np.int64]) -> tuple[NDArray[np.uint64] | None, 
 
 
 def count_distinct(tensor: Words) -> tuple[NDArray[np.uint64] | None, NDArray[np.int64] | None]:
-    """The words that occur in a tensor and how often; None where they are too many, which is soon known."""
+    """The words that occur in a tensor and their counts; None if there are too many, which stops the count early."""
     keys, counts = np.zeros(MAX_CODEBOOK, np.uint64), np.zeros(MAX_CODEBOOK, np.int64)
     slots = np.full(words.SLOTS, -1, np.int16)
     used = 0
@@ -91,5 +93,5 @@ def count_distinct(tensor: Words) -> tuple[NDArray[np.uint64] | None, NDArray[np
 
 
 def chunks(tensor: Words) -> list[Words]:
-    """The tensor in parts, read-only."""
+    """The tensor in read-only chunks of CHUNK words."""
     return [readonly(tensor[begin : begin + CHUNK]) for begin in range(0, tensor.size, CHUNK)]

@@ -1,12 +1,12 @@
-"""Kernels for streams of bits: Huffman-coded symbols, and numbers of a fixed width.
+"""Kernels for bit streams: Huffman-coded symbols, and numbers of a fixed width.
 
-Every stream begins at a byte and is filled up with zeros. A decoding kernel returns the byte after its stream, or -1
-when the stream is damaged: it runs past `source`, the bytes of its block, or its unused bits are not zero. No kernel
-reads outside `source`.
+Every stream begins at a byte and is padded with zero bits. A decoding kernel returns the index of the byte after its
+stream, or -1 if the stream is damaged: it exceeds `source` (the bytes of its block), or its unused bits are not zero.
+No kernel reads outside `source`.
 """
 
 # mypy: disable-error-code="assignment, arg-type, return-value"
-# (In kernels, Python's and NumPy's integers are the same.)
+# (Kernels mix Python and NumPy integers.)
 from __future__ import annotations
 
 import numpy as np
@@ -14,15 +14,16 @@ import numpy as np
 from makeweight_huffman.codec.codes import MAX_LENGTH
 from makeweight_huffman.codec.compiled import kernel, load64, store32, store64
 
-BITS_PER_ROUND = 4 * MAX_LENGTH  # four entries of the decoding table from one load: 48 of at least 57 bits
+BITS_PER_ROUND = 4 * MAX_LENGTH  # four table lookups per 64-bit load, which gives at least 57 bits
 SYMBOLS_PER_ROUND = 12
-SLACK = 8  # bytes that an encoding kernel may write after the end of its stream
+SLACK = 8  # bytes that an encoding kernel may write beyond its stream
 
 
 @kernel
 def flush(out: np.ndarray, at: int, word: np.uint64, count: np.uint64) -> tuple[int, np.uint64, np.uint64]:
-    """Write the `count` low bits of a word to out from byte `at` on: where its last byte goes, if it is not yet full,
-    that byte's bits, and their number.
+    """Write the `count` low bits of `word` to out[at:].
+
+    Returns the index of the first incomplete byte, its pending bits, and their number.
     """
     store64(out, at, word)
     return at + np.int64(count >> np.uint64(3)), word >> (count & np.uint64(0x38)), count & np.uint64(7)
@@ -30,7 +31,7 @@ def flush(out: np.ndarray, at: int, word: np.uint64, count: np.uint64) -> tuple[
 
 @kernel
 def encode_symbols(symbols: np.ndarray, begin: int, end: int, codes: np.ndarray, out: np.ndarray, at: int) -> int:
-    """Write symbols[begin:end] (uint8) to out from byte `at` on; returns the byte after them.
+    """Write symbols[begin:end] (uint8) to out[at:]; returns the byte after them.
 
     codes: (256,) uint32, code | length << 16. `out` must hold the stream and SLACK bytes.
     """
@@ -57,7 +58,7 @@ def encode_symbols(symbols: np.ndarray, begin: int, end: int, codes: np.ndarray,
 
 @kernel
 def peek(source: np.ndarray, position: int) -> np.uint64:
-    """At least 57 bits from bit `position` on; zeros after the end of `source`."""
+    """At least 57 bits from bit `position` on; zeros beyond the end of `source`."""
     first = position >> 3
     word = np.uint64(0)
     if first + 8 <= source.size:
@@ -70,7 +71,7 @@ def peek(source: np.ndarray, position: int) -> np.uint64:
 
 @kernel
 def finish(source: np.ndarray, position: int) -> int:
-    """The byte after a stream that ended before bit `position`, or -1."""
+    """Index of the byte after a stream that ends at bit `position`, or -1 if it is damaged."""
     end = (position + 7) >> 3
     if end > source.size or (position & 7 and source[end - 1] >> np.uint8(position & 7)):
         return -1
@@ -88,9 +89,9 @@ def decode_symbols(
     begin: int,
     end: int,
 ) -> int:
-    """Decode one stream from bit `position` on to out[begin:end] (uint8).
+    """Decode one stream from bit `position` on, not beyond byte `limit`, into out[begin:end] (uint8).
 
-    entries, first: as codes.decoding_table returns them.
+    entries, first: from codes.decoding_table.
     """
     window = np.uint64((1 << MAX_LENGTH) - 1)
     i = begin
@@ -115,16 +116,16 @@ def decode_symbols(
 
 @kernel
 def decode_four(source: np.ndarray, starts: np.ndarray, entries: np.ndarray, first: np.ndarray, out: np.ndarray) -> int:
-    """Decode four streams at once, each to its quarter of out (uint8). starts: (4,) int64, bytes.
+    """Decode four streams at once, each into its quarter of out (uint8). starts: (4,) int64, first bytes.
 
-    One stream's next load waits for its last; four of them keep the core busy.
+    Within one stream every load depends on the previous lookup; four streams hide this latency.
     """
     window = np.uint64((1 << MAX_LENGTH) - 1)
     quarter = (out.size + 3) // 4
     i0, i1, i2, i3 = 0, quarter, 2 * quarter, 3 * quarter
     p0, p1, p2, p3 = 8 * starts[0], 8 * starts[1], 8 * starts[2], 8 * starts[3]
     while True:
-        # How many rounds no check is needed for: room in each quarter, and bytes after the furthest stream.
+        # Rounds that need no check: limited by the room in each quarter, and by the bytes after the furthest stream.
         room = min(min(quarter - i0, 2 * quarter - i1), min(3 * quarter - i2, out.size - i3)) - 1
         rounds = min(
             room // SYMBOLS_PER_ROUND, (8 * (source.size - 8) - max(max(p0, p1), max(p2, p3))) // BITS_PER_ROUND
@@ -159,7 +160,7 @@ def decode_four(source: np.ndarray, starts: np.ndarray, entries: np.ndarray, fir
                 w1 >>= b1
                 w2 >>= b2
                 w3 >>= b3
-    # A stream that does not end where the next begins is damaged.
+    # A stream is damaged unless it ends where the next one begins.
     if decode_symbols(source, p0, starts[1], entries, first, out, i0, quarter) != starts[1]:
         return -1
     if decode_symbols(source, p1, starts[2], entries, first, out, i1, 2 * quarter) != starts[2]:
@@ -171,7 +172,7 @@ def decode_four(source: np.ndarray, starts: np.ndarray, entries: np.ndarray, fir
 
 @kernel
 def encode_numbers(words: np.ndarray, shift: int, width: int, out: np.ndarray, at: int) -> int:
-    """Write `width` (1 to 32) bits of each word, from bit `shift` on; returns the byte after them."""
+    """Write `width` (1 to 32) bits of each word from its bit `shift` on to out[at:]; returns the byte after them."""
     mask = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
     pending, count = np.uint64(0), np.uint64(0)
     for i in range(words.size):
@@ -183,12 +184,12 @@ def encode_numbers(words: np.ndarray, shift: int, width: int, out: np.ndarray, a
 
 @kernel
 def decode_numbers(source: np.ndarray, at: int, shift: int, width: int, fresh: bool, words: np.ndarray) -> int:
-    """Put `width` bits a word to bit `shift` of words; the other bits become zero where `fresh`, else they stay."""
+    """Read `width` bits per word into the words at bit `shift`; clear their other bits if `fresh`, else keep them."""
     if words.size * width > 8 * (source.size - at):
         return -1
     mask = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
     position = 8 * at
-    fast = min(words.size, max(0, (8 * (source.size - 8) - position) // width))  # loads that stay within the source
+    fast = min(words.size, max(0, (8 * (source.size - 8) - position) // width))  # 64-bit loads within the source
     for i in range(fast):
         value = (load64(source, position >> 3) >> np.uint64(position & 7)) & mask
         words[i] = value << np.uint64(shift) if fresh else value << np.uint64(shift) | np.uint64(words[i])

@@ -1,4 +1,4 @@
-"""One tensor, to bytes and back: its dtype's layout, the header of its body, and the blocks."""
+"""Encoding and decoding of one tensor: layouts of the dtypes, header of the body, blocks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from makeweight_huffman.codec.plan import FIRST_VERSION, Plan
 
 @dataclass(frozen=True)
 class Layout:
-    """Of one dtype: bits of an element; bits of the words that it is coded in; those before a float's mantissa."""
+    """Layout of a dtype: bits of an element, bits of the words that it is coded in, bits above a float's mantissa."""
 
     element: int
     word: int
     sign_and_exponent: int = 0
 
 
-# The names are safetensors'. Their order is part of the format: a tensor's dtype is written as its number here.
+# The names of safetensors. Their order is part of the format: a dtype is stored as its index here.
 LAYOUTS = {
     "BOOL": Layout(8, 8),
     "U8": Layout(8, 8),
@@ -51,12 +51,12 @@ LAYOUTS = {
     "F6_E3M2": Layout(6, 8),
 }
 DTYPES = list(LAYOUTS)
-MAX_RANK = 64  # dimensions, as many as NumPy and PyTorch allow
+MAX_RANK = 64  # dimensions; the limit of NumPy and PyTorch
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a blob says of a tensor besides its elements."""
+    """Name, dtype and shape of a tensor in a blob."""
 
     name: str
     dtype: str
@@ -64,39 +64,39 @@ class Tensor:
 
     @property
     def num_bytes(self) -> int:
-        """Of the elements."""
+        """Size of the elements in bytes."""
         return math.prod(self.shape) * LAYOUTS[self.dtype].element // 8
 
     @property
     def num_words(self) -> int:
-        """Of the numbers that the elements are coded as."""
+        """Number of words that the elements are coded in."""
         return self.num_bytes * 8 // LAYOUTS[self.dtype].word
 
     @property
     def columns(self) -> int:
-        """The words in a row, a row being all that shares the first index; of vectors, all."""
+        """Number of words in a row; a row is everything with the same first index. All words for a vector."""
         rows = self.shape[0] if len(self.shape) > 1 else 1
         return max(1, self.num_words // max(1, rows))
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Check dtype and shape.
 
         Raises:
-            FormatError: when the dtype is unknown, or no memory holds the shape.
+            FormatError: if the dtype is unknown, or the shape is invalid or too large.
         """
         if self.dtype not in LAYOUTS:
-            raise FormatError(f"tensor {self.name!r} has the dtype {self.dtype!r}, not one of {', '.join(DTYPES)}")
+            raise FormatError(f"tensor {self.name!r} has dtype {self.dtype!r}, expected one of {', '.join(DTYPES)}")
         if len(self.shape) > MAX_RANK:
-            raise FormatError(f"tensor {self.name!r} has {len(self.shape)} dimensions, more than {MAX_RANK}")
+            raise FormatError(f"tensor {self.name!r} has {len(self.shape)} dimensions, expected at most {MAX_RANK}")
         if any(extent < 0 for extent in self.shape) or math.prod(filter(None, self.shape)) >= 1 << 60:
-            raise FormatError(f"tensor {self.name!r} has a shape that no memory holds: {self.shape}")
+            raise FormatError(f"tensor {self.name!r} has an impossible shape: {self.shape}")
         if math.prod(self.shape) * LAYOUTS[self.dtype].element % 8:
             raise FormatError(f"tensor {self.name!r} of {self.dtype} does not fill whole bytes: shape {self.shape}")
 
 
 @dataclass(frozen=True)
 class Located:
-    """A tensor, where its body lies in the blob, and the blob's version."""
+    """A tensor, the byte range of its body in the blob, and the blob's version."""
 
     tensor: Tensor
     begin: int
@@ -107,20 +107,18 @@ class Located:
 def encode_elements(
     tensor: Tensor, data: NDArray[np.uint8], keep: Callable[[bytes], None], threads: int = 1
 ) -> tuple[bytes, int]:
-    """Code a tensor: `keep` is given its blocks one after the other.
-
-    data: (bytes,), little-endian.
+    """Encode a tensor. `keep` is called with each encoded block in order. data: (bytes,) uint8, little-endian.
 
     Returns:
-        What the body has before the blocks, and the first version of the format that reads it so.
+        The part of the body that precedes the blocks, and the first format version that decodes the body.
 
     Raises:
-        FormatError: when the tensor cannot be, or the data are not of its size.
+        FormatError: if dtype or shape is invalid, or the data has another size.
     """
     tensor.check()
     if data.dtype != np.uint8 or data.shape != (tensor.num_bytes,):
         raise FormatError(
-            f"tensor {tensor.name!r} has {data.size} bytes of {data.dtype}, not {tensor.num_bytes} of uint8"
+            f"tensor {tensor.name!r} has {data.size} bytes of {data.dtype}, expected {tensor.num_bytes} of uint8"
         )
     if not tensor.num_words:
         return b"", FIRST_VERSION
@@ -137,35 +135,35 @@ def encode_elements(
 
 
 def decode_elements(located: Located, source: Source, out: NDArray[np.uint8], threads: int = 1) -> None:
-    """Fill out (bytes,) with what a tensor's body in the blob says.
+    """Decode a tensor's body into out (bytes,) uint8.
 
     Raises:
-        FormatError: when it is damaged.
+        FormatError: if the body is damaged.
     """
     if coder := _coder_of(located, source):
         coder[0].decode(source, coder[1], located.end, words_of(out, coder[0].plan.width), threads)
 
 
 def decoded_elements(located: Located, source: Source, threads: int = 1) -> Iterator[NDArray[np.uint8]]:
-    """The same in pieces, (bytes,) each, that take little memory however large the tensor is."""
+    """Decode a tensor's body block by block, (bytes,) each, in little memory. Raises FormatError if it is damaged."""
     if coder := _coder_of(located, source):
         for block in coder[0].decoded(source, coder[1], located.end, threads):
             yield block.view(np.uint8)
 
 
 def read_plan(located: Located, source: Source) -> tuple[Plan, int]:
-    """How a tensor with elements is written, and the byte after its body's header; raises FormatError if damaged."""
+    """Plan of a tensor with elements, and the byte after its header. Raises FormatError if the header is damaged."""
     width = LAYOUTS[located.tensor.dtype].word
     return Plan.read(source, located.begin, located.end, width, located.version)
 
 
 def words_of(data: NDArray[np.uint8], width: int) -> Words:
-    """The same bytes as unsigned numbers of `width` bits."""
+    """View of the bytes as little-endian unsigned words of `width` bits."""
     return data.view(np.dtype(f"<u{width // 8}"))
 
 
 def _shortest(plans: list[Plan], tensor: Tensor, elements: Words, threads: int) -> tuple[Plan, Iterable[bytes]]:
-    """The plan under which a tensor takes the fewest bytes, and its blocks; of a single plan they are not yet made."""
+    """The plan with the fewest bytes, and its blocks. A single plan's blocks are encoded lazily."""
     coded = [(plan, BodyCoder(plan, tensor.num_words, tensor.columns).encode(elements, threads)) for plan in plans]
     if len(coded) == 1:
         return coded[0]
@@ -174,11 +172,11 @@ def _shortest(plans: list[Plan], tensor: Tensor, elements: Words, threads: int) 
 
 
 def _coder_of(located: Located, source: Source) -> tuple[BodyCoder, int] | None:
-    """What reads a body, and the byte after its header; None for a tensor without elements."""
+    """Decoder of a body, and the byte after its header; None for a tensor without elements. Raises FormatError."""
     tensor, size = located.tensor, located.end - located.begin
     if not tensor.num_words:
         if size:
-            raise FormatError(f"tensor {tensor.name!r} is empty but has {size} bytes")
+            raise FormatError(f"tensor {tensor.name!r} has no elements but a body of {size} bytes")
         return None
     plan, at = read_plan(located, source)
     return BodyCoder(plan, tensor.num_words, tensor.columns), at

@@ -1,7 +1,7 @@
-"""Kernels on elements as unsigned numbers ("words"): counting, looking up, splitting off the background."""
+"""Kernels on words (elements as unsigned numbers): counting, codebook lookup, splitting off the background."""
 
 # mypy: disable-error-code="assignment, arg-type, return-value"
-# (In kernels, Python's and NumPy's integers are the same.)
+# (Kernels mix Python and NumPy integers.)
 from __future__ import annotations
 
 import numpy as np
@@ -9,14 +9,14 @@ import numpy as np
 from makeweight_huffman.codec.compiled import kernel
 
 LANES = 4
-SLOTS = 1 << 14  # of the hash table; four to each of the values of the largest codebook, so that probes stay short
+SLOTS = 1 << 14  # of the hash table: four per value of the largest codebook, so that probe sequences stay short
 
 
 @kernel
 def count_field(words: np.ndarray, shift: int, counts: np.ndarray) -> None:
-    """Add up how often each value of the bits from `shift` on occurs. counts: (LANES, 2**width) int64.
+    """Count the values of `width` bits from `shift` on. counts: (LANES, 2**width) int64, sum over the lanes.
 
-    Lanes take turns, since adding twice to one counter makes the second wait for the first.
+    Lanes take turns, since two additions in a row to one counter would wait for each other.
     """
     mask = np.uint64(counts.shape[1] - 1)
     whole = words.size - words.size % LANES
@@ -29,7 +29,7 @@ def count_field(words: np.ndarray, shift: int, counts: np.ndarray) -> None:
 
 @kernel
 def find_slot(word: np.uint64, slots: np.ndarray, keys: np.ndarray) -> int:
-    """The slot of a word: the one that holds its index, or the empty one (-1) where it would go."""
+    """Slot of a word: the slot that holds its index, or the empty slot (-1) for its insertion."""
     slot = np.int64((word * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(50))
     while slots[slot] >= 0 and keys[slots[slot]] != word:
         slot = (slot + 1) & (SLOTS - 1)
@@ -38,9 +38,9 @@ def find_slot(word: np.uint64, slots: np.ndarray, keys: np.ndarray) -> int:
 
 @kernel
 def count_distinct(words: np.ndarray, slots: np.ndarray, keys: np.ndarray, counts: np.ndarray, used: int) -> int:
-    """Count each distinct word; returns how many there are now, or -1 as soon as there are more than fit.
+    """Count each distinct word; returns their number including the `used` earlier ones, or -1 if `keys` is full.
 
-    slots: (SLOTS,) int16, -1 where empty. keys: (values,) uint64. counts: (values,) int64.
+    slots: (SLOTS,) int16, -1 if empty. keys: (values,) uint64. counts: (values,) int64.
     """
     for i in range(words.size):
         word = np.uint64(words[i])
@@ -57,7 +57,7 @@ def count_distinct(words: np.ndarray, slots: np.ndarray, keys: np.ndarray, count
 
 @kernel
 def slots_of(keys: np.ndarray) -> np.ndarray:
-    """The table (SLOTS,) in which look_up finds each key's number."""
+    """Hash table (SLOTS,) int16 of the indices of the keys (values,), for look_up."""
     slots = np.full(SLOTS, -1, np.int16)
     for i in range(keys.size):
         slots[find_slot(keys[i], slots, keys)] = i
@@ -66,14 +66,14 @@ def slots_of(keys: np.ndarray) -> np.ndarray:
 
 @kernel
 def look_up(words: np.ndarray, slots: np.ndarray, keys: np.ndarray, out: np.ndarray) -> None:
-    """out[i] = the number of words[i] among the keys, where it must be."""
+    """out[i] = index of words[i] in keys. Every word must be a key."""
     for i in range(words.size):
         out[i] = slots[find_slot(np.uint64(words[i]), slots, keys)]
 
 
 @kernel
 def split(words: np.ndarray, background: np.uint64, occupied: np.ndarray, positions: np.ndarray) -> int:
-    """Find the words other than `background`: sets occupied (uint8), fills positions (int32), returns their number."""
+    """Find the words other than `background`: fills occupied (uint8) and positions (int32), returns their number."""
     found = 0
     for i in range(words.size):
         other = np.uint64(words[i]) != background
@@ -85,14 +85,14 @@ def split(words: np.ndarray, background: np.uint64, occupied: np.ndarray, positi
 
 @kernel
 def map_symbols(words: np.ndarray, shift: int, mask: int, inverse: np.ndarray, out: np.ndarray) -> None:
-    """out[i] = inverse[the field of words[i]], a symbol (uint8)."""
+    """out[i] = inverse[field of words[i]], a symbol (uint8)."""
     for i in range(words.size):
         out[i] = inverse[(np.uint64(words[i]) >> np.uint64(shift)) & np.uint64(mask)]
 
 
 @kernel
 def unmap_symbols(symbols: np.ndarray, values: np.ndarray, fresh: bool, words: np.ndarray) -> None:
-    """Put values[symbols[i]] into words[i]: alone where `fresh`, else beside the bits that are there."""
+    """Set words[i] = values[symbols[i]] if `fresh`, else OR it into words[i]."""
     if fresh:
         for i in range(words.size):
             words[i] = values[symbols[i]]
@@ -103,7 +103,7 @@ def unmap_symbols(symbols: np.ndarray, values: np.ndarray, fresh: bool, words: n
 
 @kernel
 def gather(indices: np.ndarray, values: np.ndarray, out: np.ndarray) -> int:
-    """out[i] = values[indices[i]], or the last value where there are fewer; returns the largest index."""
+    """out[i] = values[indices[i]], with indices clipped to the last value; returns the largest index."""
     largest = np.uint64(0)
     last = np.uint64(values.size - 1)
     for i in range(indices.size):

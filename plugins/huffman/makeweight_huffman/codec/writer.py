@@ -1,4 +1,4 @@
-"""A blob in the making: tensor after tensor, its blocks kept in memory or in a file until all of it is known."""
+"""Incremental writing of a blob: encoded blocks wait in memory or in a spool file until all sizes are known."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from makeweight_huffman.codec.tensor import Tensor, encode_elements
 
 
 class BlobWriter:
-    """Codes tensors as they are added. A blob has its lengths before its blocks, so these wait for the end.
+    """Encodes tensors as they are added. Lengths precede the blocks in a blob, so that blocks must wait.
 
     Args:
-        spool: a file, open to write and read, where the blocks wait; without one, in memory.
-        threads: that code blocks of large tensors.
+        spool: file, open for reading and writing, that holds the waiting blocks; None keeps them in memory.
+        threads: number of threads that encode the blocks of large tensors.
     """
 
     def __init__(self, spool: BinaryIO | None = None, threads: int = 1) -> None:
         self._spool = spool
         self._threads = threads
         self._blocks: deque[bytes] = deque()
-        self._heads: list[tuple[bytes, int]] = []  # what comes before a tensor's blocks, and the bytes of these
-        self._waiting = 0  # bytes of the blocks of the tensor that is being added
+        self._heads: list[tuple[bytes, int]] = []  # bytes before a tensor's blocks, size of its blocks
+        self._waiting = 0  # size of the blocks of the current tensor
         self._names: set[bytes] = set()
         self._previous = b""
         self._decoded = 0
-        self._version = FIRST_VERSION  # the first that all tensors so far can be read by
+        self._version = FIRST_VERSION  # first version that decodes all tensors so far
 
     def add(self, name: str, dtype: str, shape: tuple[int, ...], data: NDArray[np.uint8]) -> None:
-        """Code a tensor. data: (bytes,), little-endian.
+        """Encode a tensor. data: (bytes,) uint8, little-endian.
 
         Raises:
-            FormatError: when its name was there before, or its dtype, shape and data do not go together.
+            FormatError: if the name is repeated, or dtype, shape and data do not match.
         """
         encoded = encode_name(name)
         if encoded in self._names:
-            raise FormatError(f"there are two tensors with the name {name!r}")
+            raise FormatError(f"two tensors have the name {name!r}")
         tensor = Tensor(name, dtype, tuple(shape))
         self._waiting = 0
         header, version = encode_elements(tensor, data, self._keep, self._threads)
@@ -55,11 +55,11 @@ class BlobWriter:
 
     @property
     def size(self) -> int:
-        """Bytes of the blob with the tensors so far."""
+        """Size in bytes of the blob with the tensors so far."""
         return self._unpadded + padding_of(self._decoded, self._unpadded)
 
     def pieces(self) -> Iterator[bytes]:
-        """The blob, in pieces. It is given once: what waits in memory is let go."""
+        """The blob in pieces. Can be used once: blocks in memory are released."""
         padding = self.size - self._unpadded
         yield self._start
         if self._spool is not None:
@@ -73,7 +73,7 @@ class BlobWriter:
         yield bytes(padding)
 
     def to_array(self) -> NDArray[np.uint8]:
-        """The blob, (bytes,); as pieces, once."""
+        """The blob, (bytes,) uint8. Can be used once, like `pieces`."""
         blob, at = np.empty(self.size, np.uint8), 0
         for piece in self.pieces():
             blob[at : at + len(piece)] = np.frombuffer(piece, np.uint8)

@@ -1,4 +1,4 @@
-"""Self-distillation: its terms are the paper's, and it changes nothing that it should not."""
+"""Self-distillation: its losses are those of the paper, and it leaves the rest of the run unchanged."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from makeweight import UsageError
-from makeweight.models import build
+from makeweight import Trainer, UsageError
+from makeweight.models.by_name import build
 from makeweight.plugin import Task
 from makeweight_kd import Distillation
 from makeweight_kd.heads import head_for
 from makeweight_kd.losses import divergence
 
-from .helpers_kd import layers, own, small_resnet, trainer
+from .helpers_kd import layers, self_distillation, small_resnet, trainer
 
 
 @pytest.mark.parametrize("name", ["lenet300", "resnet20"])
-def test_the_trunk_is_the_same_bit_for_bit_where_the_heads_weigh_nothing(name: str) -> None:
-    """With batch norm and without: weights, statistics and what is measured."""
+def test_the_network_trains_to_the_same_bits_with_heads_of_weight_0(name: str) -> None:
+    """Weights, batch norm statistics and metrics, of networks with and without batch norm."""
     plain, distilled = (
         trainer(*plugins, model=build(name, (1, 8, 8), 10), lr=0.05, weight_decay=1e-3)
         for plugins in ([], [Distillation(weight=1e-60)])  # 0 in float32
@@ -38,7 +38,7 @@ def test_the_trunk_is_the_same_bit_for_bit_where_the_heads_weigh_nothing(name: s
 
 def test_a_weight_of_zero_attaches_nothing() -> None:
     run = trainer(Distillation(weight=0.0))
-    assert run.check() == {"kd": "weight 0: nothing is added"}
+    assert run.check() == {"kd": "off: weight 0"}
     run.set_up()
     assert list(run.losses) == ["task"]
     assert not run.auxiliary
@@ -59,20 +59,20 @@ def test_the_heads_learn_and_never_reach_the_export(tmp_path: Path) -> None:
     assert artifact.metadata == {}
 
 
-def test_who_names_no_teacher_is_its_own() -> None:
+def test_an_empty_teacher_means_self_distillation() -> None:
     assert trainer(Distillation(teacher=""), lr=0.05).fit()["train_kd_labels"] > 0
 
 
 @pytest.mark.parametrize("model", [None, small_resnet()], ids=["vectors", "maps"])
-def test_the_terms_are_those_of_the_paper(model: nn.Module | None) -> None:
+def test_the_losses_are_those_of_the_paper(model: nn.Module | None) -> None:
     """(1 - α)·CE(q_i, y) + α·KL(q_i, q_C) + λ·‖F_i - F_C‖ for each shallow classifier, CE alone for the deepest."""
     plugin = Distillation(alpha=0.2, temperature=2.0, feature_weight=0.5)
     run = trainer(plugin, model=model)
     run.set_up()
     batch = run.sample_batch()
-    with own(plugin).capture.step():
+    with self_distillation(plugin).capture.step():
         output = run.model.train()(batch[0])
-        shallow, deepest = own(plugin).shallow, own(plugin).capture.found["deepest",]
+        shallow, deepest = self_distillation(plugin).shallow, self_distillation(plugin).capture.found["deepest",]
         terms = {name: term(batch, output).item() for name, term in run.losses.items()}
     assert len(shallow) == 2
     assert terms["task"] == cross_entropy(output, batch[1]).item()  # α = λ = 0 for the deepest
@@ -84,13 +84,13 @@ def test_the_terms_are_those_of_the_paper(model: nn.Module | None) -> None:
     assert terms["kd_features"] == pytest.approx(0.5 * distance, rel=1e-6)
 
 
-def test_the_deepest_classifier_learns_from_labels_alone() -> None:
-    """No gradient of the added terms reaches the last layer, nor what only it sees."""
+def test_the_deepest_classifier_learns_from_the_labels_only() -> None:
+    """The added losses give no gradient to the last layer or to the last section."""
     plugin = Distillation()
     run = trainer(plugin, model=small_resnet())
     run.set_up()
     batch = run.sample_batch()
-    with own(plugin).capture.step():
+    with self_distillation(plugin).capture.step():
         output = run.model.train()(batch[0])
         added: Tensor = sum(run.losses[name](batch, output) for name in ("kd_labels", "kd", "kd_features"))  # type: ignore[assignment]
     added.backward()
@@ -127,16 +127,16 @@ def test_a_head_takes_the_mean_of_tokens_and_maps_whose_channels_come_last() -> 
     assert swin(torch.zeros(2, 8, 8, 24)).shape == (2, 5)
 
 
-def test_nothing_that_was_captured_outlives_the_step() -> None:
+def test_captured_outputs_are_cleared_after_each_step() -> None:
     plugin = Distillation()
     run = trainer(plugin)
     run.fit()
-    assert own(plugin).capture.found == {}
+    assert self_distillation(plugin).capture.found == {}
     copy.deepcopy(run.model)
 
 
 class Inplace(nn.Module):
-    """Activations in place right after the layers."""
+    """In-place activations right after the layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,14 +146,15 @@ class Inplace(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.relu(self.second(self.relu(self.first(x)))).mean((2, 3)))
+        logits: Tensor = self.classifier(self.relu(self.second(self.relu(self.first(x)))).mean((2, 3)))
+        return logits
 
 
 @pytest.mark.parametrize(
     "options",
     [{"sections": ["norm", "second"]}, {"teacher": "initial", "hints": 1.0, "sections": ["norm"]}, {"weight": 0}],
 )
-def test_a_batch_norm_that_is_frozen_stays_so_and_may_end_a_section(options: dict[str, Any]) -> None:
+def test_a_frozen_batch_norm_stays_frozen_and_may_end_a_section(options: dict[str, Any]) -> None:
     model = layers()
     norm = model.get_submodule("norm").eval()
     before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
@@ -171,7 +172,7 @@ def test_a_batch_norm_that_is_frozen_stays_so_and_may_end_a_section(options: dic
     }
 
 
-def test_the_models_own_modes_are_the_same_after_tracing() -> None:
+def test_tracing_restores_the_training_mode_of_each_module() -> None:
     model = layers()
     model.get_submodule("norm").eval()
     modes = {name: module.training for name, module in model.named_modules()}
@@ -181,30 +182,31 @@ def test_the_models_own_modes_are_the_same_after_tracing() -> None:
     assert {name: module.training for name, module in model.named_modules()} == modes
 
 
-def test_activations_in_place_after_a_section_do_no_harm() -> None:
+def test_in_place_activations_after_a_section_are_allowed() -> None:
     run = trainer(Distillation(), model=Inplace())
-    assert "after first, second," in str(run.check()["kd"])
+    assert "after first, second" in str(run.check()["kd"])
     assert run.fit()["train_kd"] > 0
 
 
 def test_a_model_without_logits_is_refused() -> None:
+    """Logits [B, classes, H, W] of a segmentation network, which the core trains."""
     model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 10, 1))
+    data = torch.randn(32, 1, 8, 8), torch.randint(0, 10, (32, 8, 8))
     with pytest.raises(UsageError, match=r"output has shape \[4, 10, 8, 8\]: expected logits"):
-        trainer(Distillation(), model=model).set_up()
+        Trainer(model, data, plugins=[Distillation()], batch_size=32, epochs=1).set_up()
 
 
-def test_what_needs_no_structure_is_refused_where_it_is_not_known_yet() -> None:
+def test_options_are_checked_while_the_structure_is_undecided() -> None:
     plugin = Distillation(attention=1000.0)
     with pytest.raises(UsageError, match=r"kd\.attention 1000.0: expected a teacher"):
         plugin.on_check(model=None, batch=None, task=Task())
     with pytest.raises(UsageError, match=r"kd\.teacher nowhere\.safetensors: expected an exported model"):
         Distillation(teacher="nowhere.safetensors").on_check(model=None, batch=None, task=Task())
-    said = Distillation().on_check(model=None, batch=None, task=Task())
-    assert (
-        said == "the network is its own teacher, shallow classifiers after sections of the structure to come, alpha 0.3"
-    )
-    said = Distillation(teacher="initial").on_check(model=None, batch=None, task=Task())
-    assert said == "the teacher is initial, temperature 3, alpha 0.9"
+    line = Distillation().on_check(model=None, batch=None, task=Task())
+    found = "shallow classifiers after sections that are found when the stage begins"
+    assert line == f"self-distillation, alpha 0.3, {found}"
+    line = Distillation(teacher="initial").on_check(model=None, batch=None, task=Task())
+    assert line == "teacher initial, temperature 3, alpha 0.9"
 
 
 @pytest.mark.parametrize(
@@ -215,9 +217,9 @@ def test_what_needs_no_structure_is_refused_where_it_is_not_known_yet() -> None:
         ({"feature_weight": -1}, "feature_weight -1: expected 0 or more"),
         ({"attention": -1}, "attention -1: expected 0 or more"),
         ({"weight": 2}, "weight 2: expected 0 <= weight <= 1"),
-        ({"teacher_model": "resnet18"}, "teacher_model resnet18: expected the teacher's file too"),
-        ({"exits": "0"}, "exits 0: expected all, or numbers from 1"),
-        ({"exits": "deep"}, "exits deep: expected all, or numbers from 1"),
+        ({"teacher_model": "resnet18"}, "teacher_model resnet18: expected a teacher: set kd.teacher"),
+        ({"exits": "0"}, "exits 0: expected all, or exit numbers from 1"),
+        ({"exits": "deep"}, "exits deep: expected all, or exit numbers from 1"),
         ({"confidence": 1.5}, "confidence 1.5: expected 0 < confidence <= 1"),
     ],
 )
@@ -230,13 +232,13 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
     ("options", "message"),
     [
         ({"sections": ["fc9"]}, r"kd\.sections: no module matches 'fc9': did you mean"),
-        ({"sections": ["fc1", "fc3"]}, r"kd\.sections fc3: the network's last layer is in it"),
-        ({"teacher_sections": ["fc1"]}, r"teacher_sections \['fc1'\]: expected the teacher's file too"),
-        ({"exits": "3"}, "exits 3: expected all, or numbers of the 2 shallow classifiers"),
+        ({"sections": ["fc1", "fc3"]}, r"kd\.sections fc3: it contains the network's last layer"),
+        ({"teacher_sections": ["fc1"]}, r"teacher_sections \['fc1'\]: expected a teacher: set kd.teacher"),
+        ({"exits": "3"}, "exits 3: expected all, or exit numbers from 1 to 2, the number of shallow classifiers"),
         ({"attention": 1000.0}, r"kd\.attention 1000.0: expected a teacher"),
         ({"hints": 1.0}, r"kd\.hints 1.0: expected a teacher"),
     ],
 )
-def test_options_that_do_not_fit_the_run_are_refused_before_it(options: dict[str, Any], message: str) -> None:
+def test_options_that_do_not_fit_the_model_are_refused_before_training(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         trainer(Distillation(**options)).set_up()

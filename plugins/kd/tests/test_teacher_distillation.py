@@ -10,28 +10,28 @@ import torch
 from torch import Tensor
 
 from makeweight import Trainer, UsageError, load
-from makeweight.models import build
+from makeweight.models.by_name import build
 from makeweight_kd import Distillation
 from makeweight_kd.attention import attention_distance
 
-from .helpers_kd import Change, Look, assert_same_bits, layers, small_resnet, staged, taught, trainer
+from .helpers_kd import Change, Look, assert_same_bits, layers, small_resnet, staged, teacher_distillation, trainer
 
 MAPS = ["layer1", "layer2", "layer3"]
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("taught") / "teacher.safetensors"
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     trainer(model=small_resnet(seed=7)).export(path)
     return path
 
 
 def stepped(plugin: Distillation, model: Any = None) -> tuple[Trainer, Any, Tensor, dict[str, Tensor]]:
-    """A trainer that is set up, a batch, the model's output for it, and the losses."""
+    """A trainer that is set up, a batch, the model's output for it, and the loss terms."""
     run = trainer(plugin, model=model or small_resnet())
     run.set_up()
     batch = run.sample_batch()
-    with taught(plugin).capture.step():
+    with teacher_distillation(plugin).capture.step():
         output = run.model.train()(batch[0])
         return run, batch, output, {name: term(batch, output) for name, term in run.losses.items()}
 
@@ -45,7 +45,7 @@ def maps(model: Any, x: Tensor) -> list[Tensor]:
     return found
 
 
-def test_attention_is_compared_over_the_three_sections_with_beta_over_two(teacher: Path) -> None:
+def test_the_attention_loss_sums_three_sections_with_the_factor_beta_over_2(teacher: Path) -> None:
     plugin = Distillation(teacher=str(teacher), alpha=0.0, attention=1000.0)
     run, batch, _, terms = stepped(plugin)
     theirs = load(teacher, small_resnet()).eval()
@@ -60,7 +60,7 @@ def test_attention_is_compared_over_the_three_sections_with_beta_over_two(teache
     assert all(gradients[f"{name}.0.conv1.weight"] is not None for name in MAPS)
 
 
-def test_hints_go_through_an_adapter_that_is_trained_and_not_exported(teacher: Path, tmp_path: Path) -> None:
+def test_the_adapter_of_hints_is_trained_and_not_exported(teacher: Path, tmp_path: Path) -> None:
     plugin = Distillation(teacher=str(teacher), hints=2.0, sections=["layer2"], teacher_sections=["layer3"])
     run, batch, _, terms = stepped(plugin)
     theirs = load(teacher, small_resnet()).eval()
@@ -77,16 +77,16 @@ def test_hints_go_through_an_adapter_that_is_trained_and_not_exported(teacher: P
     assert list(artifact.tensors) == list(small_resnet().state_dict())
 
 
-def test_networks_without_maps_take_hints_after_their_layers() -> None:
+def test_networks_without_feature_maps_compare_hints_after_their_layers() -> None:
     model = build("lenet300", (1, 8, 8), 10)
     plugin = Distillation(teacher="initial", hints=1.0)
     run = trainer(plugin, model=model, epochs=1)
     assert run.fit()["train_kd_hints"] > 0
-    assert taught(plugin).compared == ["fc1", "fc2"]
+    assert teacher_distillation(plugin).compared == ["fc1", "fc2"]
 
 
-def test_a_stage_has_adapters_for_hints_of_its_own_alone_and_goes_on_with_those_of_an_earlier_one() -> None:
-    """Every parameter of a stage gets a gradient in every step, as several processes ask for."""
+def test_a_stage_has_only_its_own_adapters_and_continues_with_those_of_an_earlier_stage() -> None:
+    """Every auxiliary parameter gets a gradient in every step: training in several processes needs that."""
     began: list[dict[str, Tensor]] = []
     ended: list[dict[str, Tensor]] = []
 
@@ -106,29 +106,29 @@ def test_a_stage_has_adapters_for_hints_of_its_own_alone_and_goes_on_with_those_
     assert_same_bits(ended[0], began[2])
 
 
-def test_the_initial_teacher_is_compared_by_name_where_the_stage_began_with_another_structure() -> None:
+def test_modules_of_the_initial_teacher_are_matched_by_name_after_a_change_of_structure() -> None:
     plugin = Distillation(teacher="initial", hints=1.0, sections=["first", "second"])
     run = staged(layers(), [Change("narrow"), plugin])
     assert run.fit()["train_kd_hints"] > 0
-    (teacher,) = taught(plugin).models.values()
+    (teacher,) = teacher_distillation(plugin).models.values()
     assert [teacher.get_parameter(f"{name}.weight").shape for name in ("first", "second")] == [(12, 64), (12, 12)]
-    assert taught(plugin).pairs == [("first", "initial", "first"), ("second", "initial", "second")]
+    assert teacher_distillation(plugin).pairs == [("first", "initial", "first"), ("second", "initial", "second")]
     shapes = [tensor.shape for name, tensor in run.trainer.auxiliary.state_dict().items() if name.endswith("weight")]
     assert shapes == [(12, 9), (12, 12)]
 
 
-def test_modules_that_the_initial_teacher_has_not_are_compared_with_named_ones_or_those_that_are_found() -> None:
+def test_modules_that_the_initial_teacher_lacks_are_matched_with_teacher_sections_or_found_ones() -> None:
     named = Distillation(teacher="initial", hints=1.0, sections=["first.0"], teacher_sections=["first"])
     staged(layers(), [Change("two"), named]).fit()
-    assert taught(named).pairs == [("first.0", "initial", "first")]
+    assert teacher_distillation(named).pairs == [("first.0", "initial", "first")]
     found = Distillation(teacher="initial", hints=1.0, sections=["first.0", "second"])
     staged(layers(), [Change("two"), found]).fit()
-    assert taught(found).pairs == [("first.0", "initial", "first"), ("second", "initial", "second")]
+    assert teacher_distillation(found).pairs == [("first.0", "initial", "first"), ("second", "initial", "second")]
     with pytest.raises(UsageError, match=r"initial: its 2 sections \(first, second\) do not match the student's 3"):
         staged(layers(), [Change("two"), Distillation(teacher="initial", hints=1.0)]).fit()
 
 
-def test_other_numbers_of_sections_are_refused_with_both(teacher: Path) -> None:
+def test_different_numbers_of_sections_are_refused_and_both_are_listed(teacher: Path) -> None:
     plugin = Distillation(
         teacher=str(teacher), attention=1.0, sections=["layer1"], teacher_sections=["layer1", "layer2"]
     )
@@ -140,7 +140,7 @@ def test_other_numbers_of_sections_are_refused_with_both(teacher: Path) -> None:
     ("options", "message"),
     [
         ({"teacher_sections": ["layer7"]}, r"kd\.teacher_sections: no module matches 'layer7': did you mean"),
-        ({"sections": ["fc"]}, r"kd\.sections fc: attention is compared in feature maps"),
+        ({"sections": ["fc"]}, r"kd\.sections fc: expected a module that outputs a feature map, attention needs one"),
     ],
 )
 def test_modules_that_cannot_be_compared_are_refused(teacher: Path, options: dict[str, Any], message: str) -> None:
@@ -148,8 +148,8 @@ def test_modules_that_cannot_be_compared_are_refused(teacher: Path, options: dic
         trainer(Distillation(teacher=str(teacher), attention=1.0, **options), model=small_resnet()).set_up()
 
 
-def test_nothing_of_a_step_is_kept(teacher: Path) -> None:
+def test_captured_outputs_are_cleared_after_each_step(teacher: Path) -> None:
     plugin = Distillation(teacher=str(teacher), attention=1.0, hints=1.0)
     run = trainer(plugin, model=small_resnet(), epochs=1)
     run.fit()
-    assert taught(plugin).capture.found == {}
+    assert teacher_distillation(plugin).capture.found == {}
