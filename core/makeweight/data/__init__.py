@@ -1,1 +1,1 @@
-"""Data sets, batches, images and their augmentation."""
+"""Data sets by name, image transforms, augmentation, and batches."""

@@ -1,4 +1,4 @@
-"""Augmentation of a batch of images at once, each image by random numbers of its own."""
+"""Augmentation of batches of images, with different random numbers for each image."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 import torch
 
 SHIFT = 0.05
-"""fraction of an image's size by which `--augment shift` moves it at most: a pixel of MNIST's 28"""
+"""maximum shift of `--augment shift` as a fraction of the image size; 1 pixel for MNIST (28 pixels)"""
 Augment = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(images [B, C, H, W], noise [B, 3] uniform in [0, 1)) → images of the same shape."""
+"""(images [B, C, H, W], noise [B, 3] uniform in [0, 1)) → images of the same shape"""
 
 
 def shift(
     images: torch.Tensor, noise: torch.Tensor, fraction: float = SHIFT, fill: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Move each image by up to `fraction` of its size, in whole pixels; what comes in from outside is `fill` [C]."""
+    """Shift each image by whole pixels, up to `fraction` of its size. New pixels get the colour `fill` [C] or 0."""
     height, width = images.shape[-2:]
     rows, inside_rows = _moved(noise[:, 0], height, fraction)  # [B, H]
     columns, inside_columns = _moved(noise[:, 1], width, fraction)  # [B, W]
@@ -27,13 +27,13 @@ def shift(
 
 
 def crop_flip(images: torch.Tensor, noise: torch.Tensor, fill: torch.Tensor | None = None) -> torch.Tensor:
-    """A random crop of the image padded by an eighth, mirrored half of the time: the usual one of CIFAR."""
+    """Random crop of the image padded by 1/8 of its size, and horizontal flip with probability 1/2, as for CIFAR."""
     cropped = shift(images, noise, 1 / 8, fill)
     return torch.where((noise[:, 2] < 0.5)[:, None, None, None], cropped.flip(-1), cropped)
 
 
 def _moved(noise: torch.Tensor, size: int, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each image the source index of each line, clamped, and whether it lies inside: [B, size] each."""
+    """Source index of each row or column, clamped to the image, and a mask of those inside it; both [B, size]."""
     most = max(1, round(size * fraction))
     offset = (noise * (2 * most + 1)).long() - most
     index = torch.arange(size, device=noise.device) + offset[:, None]

@@ -1,4 +1,4 @@
-"""Batches of a data set: one indexing operation where it lies in memory, a DataLoader where it does not."""
+"""Batches of a data set: by tensor indexing if the data set is in memory, otherwise with a DataLoader."""
 
 from __future__ import annotations
 
@@ -14,51 +14,27 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from ..errors import UsageError
 from ..seeding import generator, mix, purpose, sample_noise
-from .augmentation import Augment
+from .loaders import Collated, default_collate, first_tensor, taken_apart
+from .tensors import Tensors
 
 ORDER, SAMPLE = purpose("order"), purpose("sample")
 
 
-class Tensors:
-    """A data set in memory: tensors of equal length, as a tuple (x, y) or as a mapping by name.
-
-    Where `augment` is given it is applied to the images (the first of the tuple) of each training batch.
-    """
-
-    def __init__(self, columns: tuple[Tensor, ...] | dict[str, Tensor], augment: Augment | None = None) -> None:
-        lengths = {len(column) for column in (columns.values() if isinstance(columns, dict) else columns)}
-        if len(lengths) != 1:
-            raise UsageError(f"tensors of a data set have lengths {sorted(lengths)}: expected one length")
-        self.columns, self.augment, self.length = columns, augment, lengths.pop()
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Any:
-        return self._each(lambda column: column[index])
-
-    def _each(self, function: Any) -> Any:
-        if isinstance(self.columns, dict):
-            return {name: function(column) for name, column in self.columns.items()}
-        return tuple(function(column) for column in self.columns)
-
-    def take(self, indices: Tensor) -> Any:
-        """The batch of these indices, int64 [B]."""
-        if isinstance(self.columns, dict):
-            return {name: column.index_select(0, indices) for name, column in self.columns.items()}
-        return [column.index_select(0, indices) for column in self.columns]
-
-    def to(self, device: torch.device) -> Tensors:
-        return Tensors(self._each(lambda column: column.to(device)), self.augment)
-
-    def subset(self, indices: Tensor) -> Tensors:
-        return Tensors(self._each(lambda column: column[indices]), self.augment)
-
-
 def as_dataset(data: Any, what: str) -> Tensors | Dataset[Any]:
-    """A data set from what people have: tensors, a TensorDataset, or anything with a length and items."""
+    """Convert tensors (x, y), a mapping of tensors or a TensorDataset to `Tensors`; other data sets are returned as is.
+
+    For a DataLoader, its data set, collate function and batch size are used. `what` is the name of the data in
+    messages. Raises UsageError for objects without a length and items.
+    """
     if isinstance(data, Tensors):
         return data
+    if isinstance(data, DataLoader):
+        data, collate, batch_size = taken_apart(data, what)
+        found = as_dataset(data, what) if collate is None else data
+        if not isinstance(found, Tensors):
+            found = Collated(found, collate or default_collate)
+        found.batch_size = batch_size
+        return found
     if isinstance(data, TensorDataset):
         return Tensors(data.tensors)
     if isinstance(data, (tuple, list)) and data and all(isinstance(column, Tensor | np.ndarray) for column in data):
@@ -67,20 +43,20 @@ def as_dataset(data: Any, what: str) -> Tensors | Dataset[Any]:
         return Tensors(tuple(torch.as_tensor(column) for column in data))
     if isinstance(data, Mapping) and data and all(isinstance(column, Tensor) for column in data.values()):
         return Tensors(dict(data))
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Tensor | Mapping | str):
         data_set: Dataset[Any] = data
         return data_set
     raise UsageError(f"{what} is a {type(data).__name__}: expected tensors, or a data set with a length and items")
 
 
 def find_first_tensor(example: Any) -> Tensor:
-    """The first tensor of an example (x, y) or mapping."""
+    """The first tensor of an example (x, y) or of a mapping."""
     first = next(iter(example.values())) if isinstance(example, Mapping) else example[0]
     return first[0] if isinstance(first, (tuple, list)) else torch.as_tensor(first)
 
 
 def with_channels_last(batch: Any) -> Any:
-    """A batch whose images [B, C, H, W] lie in memory as [B, H, W, C]; what else there is stays as it is."""
+    """The batch with its images [B, C, H, W] in the channels-last memory format. Other values are not changed."""
     if isinstance(batch, Mapping):
         return {name: with_channels_last(value) for name, value in batch.items()}
     if isinstance(batch, (list, tuple)):
@@ -89,12 +65,12 @@ def with_channels_last(batch: Any) -> Any:
         return batch
     _, channels, height, width = batch.shape
     laid = batch.contiguous(memory_format=torch.channels_last)
-    # Of one channel the memory is the same either way, and the strides do not say which is meant unless they are set.
+    # With one channel both formats have the same memory; only explicit strides mark the tensor as channels-last.
     return laid.as_strided(laid.shape, (channels * height * width, 1, channels * width, channels))
 
 
 class _Seeded(Dataset[Any]):
-    """A data set whose every item is drawn with generators seeded by (seed, epoch, item), in whichever process."""
+    """A data set that seeds all random generators with (seed, epoch, index) before it reads an item, in any process."""
 
     def __init__(self, data: Any, seed: int) -> None:
         self.data, self.seed = data, seed
@@ -109,11 +85,11 @@ class _Seeded(Dataset[Any]):
 
 
 class Batches:
-    """This process's share of the global batches of a data set, for training or in order for evaluation.
+    """This process's part of the batches of a data set, for training or evaluation.
 
-    A training batch is cut evenly over processes and micro-batches; a last one that is short is dropped. Evaluation
-    sees every example exactly once over all processes. `epoch` counts over the whole run, and with `start` steps of
-    it are passed over: what comes is what would have come.
+    A training batch is split evenly over processes and micro-batches; an incomplete last batch is dropped. In
+    evaluation, every example occurs exactly once over all processes. The order depends only on the seed and the epoch.
+    Raises UsageError if the batch size does not fit the data or the number of processes.
     """
 
     def __init__(self, data: Any, batch_size: int, device: torch.device, *, training: bool, accumulate: int = 1,
@@ -128,6 +104,8 @@ class Batches:
             )
         if training and self.examples < batch_size:
             raise UsageError(f"batch_size {batch_size}: expected at most the {self.examples} training examples")
+        if training and isinstance(data, Tensors | Collated) and data.batch_size not in (None, batch_size):
+            raise UsageError(f"batch_size {batch_size}: expected {data.batch_size}, as in the DataLoader")
         self.data = data.to(device) if isinstance(data, Tensors) else data
         self.device, self.training, self.seed = device, training, seed
         self.rank, self.processes, self.workers = rank, processes, workers
@@ -139,7 +117,7 @@ class Batches:
         return self.steps
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Any]]:
-        """The micro-batches of each optimizer step of an epoch, from step `start` on."""
+        """The micro-batches of each optimizer step of `epoch` (counted over the run), beginning with step `start`."""
         order = torch.randperm(self.examples, generator=generator(self.seed, ORDER, epoch))
         if isinstance(self.data, Tensors):
             order = order.to(self.device)
@@ -150,17 +128,33 @@ class Batches:
             yield [next(batches) for _ in range(self.accumulate)]
 
     def in_order(self) -> Iterator[Any]:
-        """This process's examples, once, in order."""
+        """The batches of this process for evaluation, in order."""
+        yield from (batch for batch, _ in self.counted())
+
+    def counted(self) -> Iterator[tuple[Any, int]]:
+        """The batches of this process for evaluation, in order, each with its number of examples."""
         mine = torch.arange(self.rank, self.examples, self.processes)
         if isinstance(self.data, Tensors):
             mine = mine.to(self.device)
-        yield from self._fetch(mine.split(self.local), 0)
+        parts = mine.split(self.local) if len(mine) > 0 else ()
+        for batch, part in zip(self._fetch(parts, 0), parts, strict=True):
+            yield batch, len(part)
+
+    @property
+    def rounds(self) -> int:
+        """The number of evaluation batches of the first process, which has the most."""
+        return -(-self.examples // (self.processes * self.local))
+
+    def first_tensor(self) -> Tensor:
+        """The first tensor of the first example."""
+        example = self.data[0]
+        found = first_tensor(self.data, example)
+        return find_first_tensor(example) if found is None else found
 
     def samples(self, count: int, balanced: bool = False) -> list[Any]:
-        """`count` micro-batches of the data set, the same in every process, without augmentation.
+        """`count` micro-batches of the first examples, without augmentation and equal in every process.
 
-        They are its first examples; balanced, the first of each class in turn. Raises UsageError for a data set
-        without classes.
+        With `balanced`, the examples cycle through the classes. Raises UsageError if the data has no class labels.
         """
         most = min(count * self.local, self.examples)
         indices = self._in_turn(most) if balanced else torch.arange(most)
@@ -172,7 +166,7 @@ class Batches:
         return [with_channels_last(batch) for batch in batches] if self.channels_last else batches
 
     def _in_turn(self, count: int) -> Tensor:
-        """The indices of the first example of each class, then of the second of each, and so on: [at most count]."""
+        """Indices of the first example of each class, then of the second of each class, and so on: [<= count]."""
         labels = self._labels()
         ranks = torch.zeros_like(labels)
         for label in labels.unique():
@@ -181,7 +175,7 @@ class Batches:
         return (ranks * (int(labels.max()) + 1) + labels).argsort(stable=True)[:count]
 
     def _labels(self) -> Tensor:
-        """The class of every example, int64 [N]."""
+        """The class label of every example, int64 [N]. Raises UsageError."""
         if isinstance(self.data, Tensors):
             columns = self.data.columns
             labels: Any = columns.get("labels") if isinstance(columns, dict) else columns[-1]
@@ -206,6 +200,7 @@ class Batches:
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             generator=generator(self.seed, epoch),
+            collate_fn=self.data.collate if isinstance(self.data, Collated) else default_collate,
         )
         for batch in loader:
             yield send_to_device(batch, self.device, non_blocking=True)
@@ -220,7 +215,11 @@ class Batches:
 
 
 def subset(data: Any, indices: Tensor) -> Any:
-    """The examples of a data set at these indices, int64 [n]."""
+    """The examples of a data set at `indices`, int64 [n]."""
     if isinstance(data, Tensors):
         return data.subset(indices)
+    if isinstance(data, Collated):
+        part = Collated(subset(data.data, indices), data.collate)
+        part.batch_size = data.batch_size
+        return part
     return data.select(indices.tolist()) if hasattr(data, "select") else Subset(data, indices.tolist())

@@ -1,4 +1,4 @@
-"""Data sets by name, their splits, and images made ready for a model."""
+"""Loads data sets by name, splits them, and prepares their images for a model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,30 +17,34 @@ from ..references import resolve
 from ..seeding import generator, purpose
 from .batches import Tensors, as_dataset, subset
 from .images import Images, Statistics, ready
+from .loaders import Collated
 
 
 @dataclass
 class Data:
-    """What a run is trained, validated and tested on; `test` is looked at once, when all is done.
+    """The splits of a data set. `test` is evaluated only once, after training.
 
-    `package.module:function` may return one of these, or (train, test), or (train, validation, test): each of them
-    tensors (x, y), a mapping of tensors, or a data set with a length and items.
+    Each split is a pair of tensors (x, y), a mapping of tensors, a data set with a length and items, or a
+    DataLoader, whose data set, collate function and batch size are used. A function `package.module:function`
+    returns a Data, (train, test), or (train, validation, test).
     """
 
     train: Any
     test: Any
     validation: Any = None
     num_classes: int | None = None
+    classes: list[str] | None = None
+    """names of the classes, for summary.json and the report"""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one example: (C, H, W) for images; empty where a batch is a mapping."""
+        """The shape of an example, (C, H, W) for images; empty if examples are mappings."""
         first = self.train[0]
         image = first[0] if isinstance(first, (tuple, list)) else None
         return tuple(image.shape) if isinstance(image, Tensor) else ()
 
 
-# Mean and standard deviation by channel of pixels in 0..1, over each training set.
+# Mean and standard deviation of each channel over the training set, with pixels in 0..1.
 STATISTICS: dict[str, Statistics] = {
     "digits": ([0.3053], [0.3761]),
     "mnist": ([0.1307], [0.3081]),
@@ -54,43 +59,45 @@ VALIDATION = purpose("validation")
 
 
 def check(name: str) -> None:
-    """Raise UsageError for a name that no data set has."""
-    if ":" not in name and name not in NAMES:
+    """Raise UsageError for an unknown data set name."""
+    if ":" not in name and name not in NAMES and not name.endswith(".py"):
         raise UsageError(
             f"unknown data set {name!r}: {did_you_mean(name, NAMES)} (or imagefolder:DIR, package.module:function)"
         )
-    if ":" in name and not name.startswith("imagefolder:"):
+    if name not in NAMES and not name.startswith("imagefolder:"):
         resolve(name, "data set")
 
 
 def load(name: str, data_dir: str | None = None, *, image_size: int | None = None, smallest: int = 1,
-         augment: str = "none", validation: float = 0.1, seed: int = 0) -> Data:  # fmt: skip
-    """The data set of that name, split, its images resized and normalised.
+         augment: str = "none", validation: float = 0.1, seed: int = 0,
+         statistics: Statistics | None = None, collate: str | None = None) -> Data:  # fmt: skip
+    """Load a data set, split it, and resize and normalise its images.
 
-    Images smaller than `smallest` are enlarged to it unless `image_size` says otherwise. Raises UsageError for an
-    unknown name and for a directory without the data.
+    Images smaller than `smallest` pixels are enlarged to that size unless `image_size` is given. Raises UsageError for
+    an unknown name, and if the directory does not contain the data.
     """
     check(name)
     if ":" in name and not name.startswith("imagefolder:"):
         data = _from_reference(name)
         if augment != "none":
-            raise UsageError(f"augment {augment}: data of {name} is augmented by its own transforms")
-        return _split(data, validation, seed)
+            raise UsageError(f"augment {augment}: expected none, since {name} augments its data itself")
+        return collated(_split(data, validation, seed), collate)
     if name.startswith("imagefolder:"):
         from .image_folder import read_folder
 
         directory = Path(data_dir or ".") / name.removeprefix("imagefolder:")
         splits, size, classes = read_folder(directory, image_size, smallest)
-        data = Data(**splits, num_classes=classes)
+        data = Data(**splits, num_classes=len(classes), classes=classes)
     else:
         data = _digits() if name == "digits" else _torchvision(name, data_dir)
         size = image_size or max(smallest, data.train.pixels.shape[-1])
     data = _split(data, validation, seed)
-    statistics = STATISTICS[name.partition(":")[0]]
+    own = STATISTICS[name.partition(":")[0]]
+    statistics = statistics if statistics is not None and len(statistics[0]) == len(own[0]) else own
     plain = {"test": ready(data.test, statistics, size)}
     if data.validation is not None:
         plain["validation"] = ready(data.validation, statistics, size)
-    return replace(data, train=ready(data.train, statistics, size, augment), **plain)
+    return collated(replace(data, train=ready(data.train, statistics, size, augment), **plain), collate)
 
 
 def _digits() -> Data:
@@ -101,7 +108,8 @@ def _digits() -> Data:
     train, test = train_test_split(range(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0)
     pixels = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)[:, None]  # 0..16 -> [N, 1, 8, 8]
     labels = torch.from_numpy(digits.target).long()
-    return Data(Images(pixels[train], labels[train]), Images(pixels[test], labels[test]), num_classes=10)
+    classes = [str(digit) for digit in range(10)]
+    return Data(Images(pixels[train], labels[train]), Images(pixels[test], labels[test]), None, 10, classes)
 
 
 def _torchvision(name: str, data_dir: str | None) -> Data:
@@ -113,26 +121,27 @@ def _torchvision(name: str, data_dir: str | None) -> Data:
     try:
         train, test = cls(root, train=True), cls(root, train=False)
     except (OSError, ValueError, EOFError, AssertionError) as error:
-        raise UsageError(f"data_dir {root}: its {name} cannot be read: {error or type(error).__name__}") from error
+        raise UsageError(f"data_dir {root}: {name} cannot be read: {error or type(error).__name__}") from error
     except RuntimeError as error:
         if given:
             raise UsageError(
-                f"data_dir {root}: no {name} there (it is searched as torchvision lays it out); without --data-dir "
+                f"data_dir {root}: {name} not found (expected torchvision's folder layout); without --data-dir "
                 "it is downloaded"
             ) from error
         _download(cls, root, name)
         train, test = cls(root, train=True), cls(root, train=False)
-    return Data(_images(train), _images(test), num_classes=len(train.classes))
+    return Data(_images(train), _images(test), None, len(train.classes), [str(each) for each in train.classes])
 
 
 def _download(cls: Any, root: Path, name: str) -> None:
-    """Download aside and move into place, so that what is broken off leaves nothing that looks whole."""
+    """Download to a temporary folder and then move the files, so that an interrupted download leaves no files."""
     root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=root, prefix=".download-") as aside:
         try:
             cls(aside, download=True)
         except Exception as error:
-            raise UsageError(f"data {name} cannot be downloaded: {error}; or name its place with --data-dir") from error
+            reason = " ".join(str(error).split())
+            raise UsageError(f"data {name} cannot be downloaded: {reason}; name a copy with --data-dir") from error
         for part in Path(aside).iterdir():
             part.replace(root / part.name)
 
@@ -147,25 +156,50 @@ def _from_reference(name: str) -> Data:
     result = resolve(name, "data set")()
     if not isinstance(result, Data):
         if not (isinstance(result, tuple) and len(result) in (2, 3)):
-            raise UsageError(f"data set {name} gave a {type(result).__name__}: expected (train, test) or a Data")
+            raise UsageError(f"data set {name} returned a {type(result).__name__}: expected (train, test) or a Data")
+        if all(isinstance(each, Tensor | np.ndarray) for each in result):
+            raise UsageError(f"data set {name} returned {len(result)} tensors: expected two pairs (x, y)")
         result = Data(result[0], result[-1], result[1] if len(result) == 3 else None)
+    if result.train is None or result.test is None:
+        missing = "train" if result.train is None else "test"
+        raise UsageError(f"data set {name} returned no {missing} data: expected (train, test) or a Data with both")
     splits: dict[str, Any] = {
         split: as_dataset(value, f"{split} of {name}")
         for split in ("train", "validation", "test")
         if (value := getattr(result, split)) is not None
     }
     result = replace(result, **splits)
-    return result if result.num_classes else replace(result, num_classes=_count_classes(result.train))
+    result = result if result.num_classes else replace(result, num_classes=_count_classes(result.train))
+    names = getattr(result.train, "classes", None) if result.classes is None else result.classes
+    fits = isinstance(names, (list, tuple)) and len(names) == result.num_classes
+    if result.classes is not None and not fits:
+        raise UsageError(f"data set {name}: classes {names}: expected {result.num_classes} names, as num_classes says")
+    return replace(result, classes=[str(each) for each in names] if fits and names is not None else None)
 
 
 def _count_classes(train: Any) -> int | None:
     if isinstance(train, Tensors) and isinstance(train.columns, tuple) and not train.columns[-1].is_floating_point():
         return int(train.columns[-1].max()) + 1
-    return len(train.classes) if hasattr(train, "classes") else None
+    classes = getattr(train, "classes", None)
+    return None if classes is None else len(classes)
+
+
+def collated(data: Data, collate: str | None) -> Data:
+    """The splits with the collate function `package.module:function`. Raises UsageError for splits in memory."""
+    if collate is None:
+        return data
+    function = resolve(collate, "collate")
+    splits: dict[str, Any] = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    for name, split in splits.items():
+        if isinstance(split, Tensors):
+            raise UsageError(f"collate {collate}: expected none, since {name} consists of tensors in memory")
+        if split is not None:
+            splits[name] = Collated(split.data if isinstance(split, Collated) else split, function)
+    return replace(data, **splits)
 
 
 def _split(data: Data, validation: float, seed: int) -> Data:
-    """Hold a part of the training data out for validation, unless the data comes with a split of its own."""
+    """Hold out part of the training data for validation, unless the data set has a validation split."""
     if data.validation is not None or validation == 0:
         return data
     examples = len(data.train)

@@ -1,4 +1,4 @@
-"""Image folders: DIR/train/<class>/… beside DIR/test or DIR/val, in memory where they fit."""
+"""Reads image folders with DIR/train/<class>/… and DIR/test or DIR/val, into memory if they fit."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ..errors import UsageError
 from .images import MEMORY, Images, resized
 
 LARGEST = 224
-"""height and width to which photographs are brought unless --image-size says otherwise"""
+"""maximum height and width of images unless --image-size is given"""
 
 
-def read_folder(root: Path, image_size: int | None, smallest: int) -> tuple[dict[str, Any], int, int]:
-    """The splits of an image folder by name, their image size and the number of classes.
+def read_folder(root: Path, image_size: int | None, smallest: int) -> tuple[dict[str, Any], int, list[str]]:
+    """The splits of an image folder by name, the image size, and the names of the classes.
 
-    A split is `Images` where it fits in memory, else a data set of files. Raises UsageError for a folder without
-    images, and for splits whose classes differ.
+    A split is `Images` if all splits fit in memory, otherwise a data set of files. Raises UsageError if the folder has
+    no images, or if the classes of the splits differ.
     """
     train = _folder(root, "train")
     tests = [name for name in ("test", "val") if (root / name).is_dir()]
     if not tests:
-        raise UsageError(f"image folder {root}: expected test or val beside train")
+        raise UsageError(f"image folder {root}: expected a folder test or val next to train")
     splits = {"train": train, "test": _folder(root, tests[0])}
     if "test" in tests and "val" in tests:
         splits["validation"] = _folder(root, "val")
@@ -40,7 +40,7 @@ def read_folder(root: Path, image_size: int | None, smallest: int) -> tuple[dict
     largest = max(len(split) for split in splits.values())
     if 3 * 4 * size * size * largest <= MEMORY:
         splits = {name: _in_memory(split, size) for name, split in splits.items()}
-    return splits, size, len(train.classes)
+    return splits, size, list(train.classes)
 
 
 def _folder(root: Path, split: str) -> Any:
@@ -71,7 +71,7 @@ def _in_memory(folder: Any, size: int) -> Images:
             raise UsageError(f"image {sample[0]} cannot be read: {error}") from error
 
     pixels = torch.empty(len(folder.samples), 3, size, size, dtype=torch.uint8)
-    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # decoding releases the GIL
         for row, image in enumerate(pool.map(read, folder.samples, chunksize=64)):
             pixels[row] = image
     return Images(pixels, torch.tensor(folder.targets))

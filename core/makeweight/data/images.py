@@ -1,4 +1,4 @@
-"""Images made ready for a model: resized, normalised and augmented, all at once in memory or one by one."""
+"""Resizes, normalises and augments images, as one tensor in memory or one image at a time."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .augmentation import SHIFT, Augment, crop_flip, shift
 from .batches import Tensors
 
 Statistics = tuple[list[float], list[float]]
-"""mean and standard deviation by channel, of pixels in 0..1"""
+"""mean and standard deviation of each channel, for pixels in 0..1"""
 
 
 MEMORY = 2 << 30
-"""bytes of float32 images of one split up to which it is held in memory"""
+"""maximum size in bytes, as float32, of the images of a split that is held in memory"""
 
 
 @dataclass
 class Images:
-    """Images in memory: uint8 [N, C, H, W] and their classes, int64 [N]."""
+    """Images in memory: pixels, uint8 [N, C, H, W], and class labels, int64 [N]."""
 
     pixels: Tensor
     labels: Tensor
@@ -39,9 +39,9 @@ class Images:
 
 
 class Transformed(Dataset[Any]):
-    """A data set of (image, class) whose images go through a transform one by one.
+    """A data set of (image, class label) that applies `transform` to each image on access.
 
-    `plain` gives the same images without augmentation, where `unaugmented` says how they are made.
+    `plain()` is the same data set with the transform `unaugmented`, unless that is None.
     """
 
     def __init__(self, data: Any, transform: Any, unaugmented: Any = None) -> None:
@@ -52,7 +52,7 @@ class Transformed(Dataset[Any]):
 
     @property
     def targets(self) -> Any:
-        """The classes of all examples, None where only reading the images tells."""
+        """The class labels of all examples, or None if they are unknown without reading the images."""
         if isinstance(self.data, Subset):
             whole = getattr(self.data.dataset, "targets", None)
             return None if whole is None else [whole[index] for index in self.data.indices]
@@ -67,7 +67,7 @@ class Transformed(Dataset[Any]):
 
 
 def ready(data: Any, statistics: Statistics, size: int, augment: str = "none") -> Any:
-    """A split with images [C, size, size], normalised and augmented: in memory as float32, or read one by one."""
+    """A split with normalised and augmented images [C, size, size]; in memory as float32 if it fits, else on access."""
     fits = isinstance(data, Images) and 4 * data.pixels.shape[1] * size * size * len(data) <= MEMORY
     if not fits:
         return Transformed(data, file_transform(size, statistics, augment), file_transform(size, statistics, "none"))
@@ -92,9 +92,9 @@ def ready(data: Any, statistics: Statistics, size: int, augment: str = "none") -
 
 
 def auto_transform(size: int, statistics: Statistics) -> Any:
-    """Crop, mirror and AutoAugment (Cubuk et al. 2019) for one uint8 image [C, size, size], then normalise.
+    """Random crop, flip and AutoAugment (Cubuk et al. 2019) of a uint8 image [C, size, size], then normalisation.
 
-    The policy is CIFAR's for small images and ImageNet's else.
+    The policy is that of CIFAR-10 for images of up to 64 pixels, otherwise that of ImageNet.
     """
     from torchvision.transforms import v2
 
@@ -104,7 +104,7 @@ def auto_transform(size: int, statistics: Statistics) -> Any:
 
 
 def file_transform(size: int, statistics: Statistics, augment: str) -> Any:
-    """What is done to one image (PIL, or uint8 [C, H, W]) that is read when it is needed."""
+    """The transform of an image that is read on access: PIL or uint8 [C, H, W] → float32 [C, size, size]."""
     from torchvision.transforms import v2
 
     tail = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*statistics)]
@@ -118,7 +118,7 @@ def file_transform(size: int, statistics: Statistics, augment: str) -> Any:
 
 
 def resized(size: int) -> Any:
-    """PIL image or uint8 tensor → uint8 [C, size, size]: the shorter side resized, the middle cut out."""
+    """PIL image or uint8 tensor → uint8 [C, size, size]: resize the shorter side, then crop the centre."""
     from torchvision.transforms import v2
 
     return v2.Compose([v2.PILToTensor(), v2.Resize(size, antialias=True), v2.CenterCrop(size)])
