@@ -16,6 +16,8 @@ GROUP = "makeweight"
 
 
 COMMANDS = "makeweight.commands"
+RESERVED = {"makeweight", "core", "recipe", "help"}
+"""names that a plugin cannot have: of the core's own entry in files, its step, and words of the command line"""
 
 
 def installed(group: str = GROUP) -> dict[str, EntryPoint]:
@@ -61,7 +63,7 @@ def load_class(name: str) -> type:
         raise UsageError(
             f"{where}: option {needed[0]!r} has no default: expected one, since reading a file uses the defaults"
         )
-    if name in Options.__dataclass_fields__ or name == "makeweight":
+    if name in Options.__dataclass_fields__ or name in RESERVED:
         raise UsageError(f"{where}: an option of the trainer has the same name")
     return cls
 

@@ -15,7 +15,7 @@
         after each epoch:
             evaluate on the validation split
             on_epoch_end(trainer, metrics)
-        on_structure(trainer), once more    trainer.ending is True; after a new structure, on_init fires again
+        on_structure(trainer) again         trainer.ending is True; after a new structure, on_init fires again
     on_export(trainer, artifact)            in plugin order: encode the tensors of model.safetensors
     on_program(trainer, model)              before model.onnx and model.pt2 are written, if requested
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -12,9 +13,11 @@ from .errors import MakeweightError
 from .files.artifact import Artifact, blamed_on, find_checksum, read, read_foreign
 from .files.file_bytes import FileBytes
 from .files.lazy_tensors import LazyTensors
+from .files.safetensors_file import read_header
 from .models.state import restore
 from .models.structure import build, check_records, pending
-from .plugins import Plugins
+from .models.weight_matching import fit_some
+from .plugin_manager import Plugins
 
 
 def decode(artifact: Artifact, path: str | Path, lazy: bool = False) -> Artifact:
@@ -34,19 +37,22 @@ def decode(artifact: Artifact, path: str | Path, lazy: bool = False) -> Artifact
     return artifact
 
 
-def load(path: str | Path, model: nn.Module, limit: int | None = None) -> nn.Module:
+def load(path: str | Path, model: nn.Module, limit: int | None = None, strict: bool = True) -> nn.Module:
     """Restore an exported network into `model`, a network of the original structure with any weights. Returns `model`.
 
     `limit` is the maximum size of the decoded tensors in bytes; by default the larger of 1 GiB and 64 times the size of
     the file. Raises MakeweightError if the file is not an export, is damaged, exceeds `limit`, or belongs to another
     model. Raises UsageError if it needs a plugin that is not installed.
+
+    With `strict=False`, tensors that the model lacks or has in another shape are left out, parameters that the file
+    lacks keep their values, and a UserWarning lists both. What plugins recorded, such as the structure, must still fit.
     """
-    artifact = load_plain(path, model, limit)
+    artifact = load_plain(path, model, limit, strict)
     attach(artifact, model, path)
     return model
 
 
-def load_plain(path: str | Path, model: nn.Module, limit: int | None = None) -> Artifact:
+def load_plain(path: str | Path, model: nn.Module, limit: int | None = None, strict: bool = True) -> Artifact:
     """Load the structure and weights of an export into `model`, without `on_attach`. Training starts from this state.
 
     Returns the artifact. Its `tensors` are reduced to the tensors that belong to plugins.
@@ -62,7 +68,10 @@ def load_plain(path: str | Path, model: nn.Module, limit: int | None = None) -> 
         model.to(device)
     own = set(artifact.own(model.state_dict()))
     tensors = {name: tensor for name, tensor in artifact.tensors.items() if name not in own}
-    restore(model, tensors, str(path))
+    if strict:
+        restore(model, tensors, str(path))
+    elif differences := fit_some(model, tensors, str(path)):
+        warnings.warn(f"{path} was loaded in part: {differences}", stacklevel=3)
     artifact.tensors = {name: artifact.tensors[name] for name in own}
     return artifact
 
@@ -77,7 +86,7 @@ def attach(artifact: Artifact, model: nn.Module, path: str | Path) -> None:
         for name in plugins.by_name:
             plugins.call(name, "on_attach", artifact=artifact, model=model)
         if left := sorted(artifact.tensors):
-            raise MakeweightError(f"holds {left[0]!r}, used by neither the model nor a plugin: it is of another model")
+            raise MakeweightError(f"holds {left[0]!r}, unknown to model and plugins: it belongs to another model")
 
 
 def load_tensors(path: str | Path, limit: int | None = None) -> dict[str, torch.Tensor]:
@@ -93,7 +102,11 @@ def open_any(path: str | Path, limit: int | None = None) -> Artifact:
     file = FileBytes(path)
     if find_checksum(file) is None:
         return Artifact(LazyTensors({each.name: each for each in read_foreign(file)}))
-    return decode(read(path, limit), path, lazy=True)
+    artifact = read(path, limit)
+    stored = {each.name: len(each.bytes) for each in read_header(file)[0]}
+    decode(artifact, path, lazy=True)
+    artifact.sizes = {name: size for name, size in stored.items() if name in artifact.tensors} | artifact.sizes
+    return artifact
 
 
 def load_any(path: str | Path, limit: int | None = None) -> dict[str, torch.Tensor]:

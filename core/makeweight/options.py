@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .errors import UsageError
+from .errors import UsageError, did_you_mean
 
 FORMATS = ("safetensors", "onnx", "pt2")
+PICKLES = (".pth", ".pt", ".bin", ".pth.tar")
+"""file name extensions of files written by torch.save"""
 
 
 def require(condition: bool, option: str, given: object, expected: str) -> None:
@@ -43,14 +45,17 @@ class StageOptions:
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
     """decay of the learning rate over the stage"""
     milestones: list[float] | None = None
-    """for --schedule step: epochs after which the learning rate is multiplied by gamma; by default 1/2 and 3/4 of the
-    epochs"""
+    """for --schedule step: epochs after which the learning rate is multiplied by gamma; by default after 1/2 and 3/4
+    of the epochs"""
     gamma: float = 0.1
     """for --schedule step: factor of the learning rate at each milestone"""
     warmup: float = 0.0
     """number of epochs in which the learning rate rises linearly from 0"""
     clip_norm: float | None = None
     """maximum norm of the gradient over all parameters; not clipped by default"""
+    freeze: str | list[str] | None = None
+    """modules that are not trained: globs of their names, separated by commas, conv1,layer*; they also keep their batch
+    norm statistics. Plugins still compress them"""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -62,6 +67,12 @@ class StageOptions:
         require(all(each > 0 for each in self.milestones or ()), "milestones", self.milestones, "epochs above 0")
         require(0 <= self.warmup <= self.epochs, "warmup", self.warmup, f"between 0 and the {self.epochs} epochs")
         require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "a number above 0")
+
+    @property
+    def frozen(self) -> list[str]:
+        """The globs in `freeze`."""
+        globs = self.freeze.split(",") if isinstance(self.freeze, str) else self.freeze or []
+        return [glob.strip() for glob in globs if glob.strip()]
 
     @property
     def peak_lr(self) -> float:
@@ -78,7 +89,7 @@ class Stage:
 
 @dataclass
 class LoopOptions(StageOptions):
-    """Options of the training loop. Those that `StageOptions` lacks are the same in all stages of a run."""
+    """Options of the training loop. Those not inherited from `StageOptions` are the same in all stages of a run."""
 
     batch_size: int = 128
     """examples per optimizer step, over all processes and micro-batches; an incomplete last batch is dropped"""
@@ -110,6 +121,21 @@ class LoopOptions(StageOptions):
         require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
 
 
+def loop_options(options: LoopOptions | None, settings: dict[str, Any], train_data: Any = None) -> LoopOptions:
+    """The options of a trainer: `options`, or made from keyword arguments. Raises UsageError for an unknown keyword.
+
+    Without `batch_size`, that of `train_data` is used if it is a DataLoader.
+    """
+    known = LoopOptions.__dataclass_fields__
+    if unknown := [name for name in settings if name not in known]:
+        raise UsageError(f"unknown keyword {unknown[0]!r}: {did_you_mean(unknown[0], known)}")
+    if options is not None:
+        require(not settings, next(iter(settings), ""), next(iter(settings.values()), ""), "options, or keywords")
+        return options
+    found = getattr(train_data, "batch_size", None) if hasattr(train_data, "batch_sampler") else None
+    return LoopOptions(**({} if found is None else {"batch_size": found}) | settings)
+
+
 @dataclass
 class Options(LoopOptions):
     """All options of the command line and of recipes, except the options of plugins."""
@@ -122,7 +148,7 @@ class Options(LoopOptions):
     data: str = "digits"
     """digits, mnist, fashion-mnist, cifar10, cifar100, imagefolder:DIR, or package.module:function"""
     data_dir: str | None = None
-    """directory of the data; by default $MAKEWEIGHT_DATA, or if that is unset a cache that is filled by download"""
+    """directory of the data; by default $MAKEWEIGHT_DATA, otherwise data is downloaded once to ~/.cache/makeweight"""
     image_size: int | None = None
     """height and width in pixels to which images are resized; for torchvision models at least 32 by default"""
     augment: Literal["none", "shift", "crop-flip", "auto"] = "none"
@@ -130,16 +156,23 @@ class Options(LoopOptions):
     validation: float = 0.1
     """validation split held out of the training data: a fraction (below 1) or a number of examples"""
     threads: int | None = None
-    """CPU threads; results depend on the number through the order of summation. By default 1 for small networks,
-    otherwise torch's default; config.yaml records the number"""
+    """CPU threads; results depend slightly on the number, which changes the order of summation. By default 1 for small
+    networks, otherwise torch's default; config.yaml records the number"""
     weights: str | None = None
-    """file of initial weights: an export or any safetensors file"""
+    """initial weights: pretrained (torchvision's or timm's for the model), torchvision:ResNet18_Weights.IMAGENET1K_V1,
+    hf:REPO, or a file: an export, a run directory, any safetensors file, or a .pth, .pt or .bin of torch.save; a
+    classifier for another number of classes is left out"""
     criterion: str | None = None
-    """loss: package.module:function of (output, target), or a torch.nn loss class; by default cross entropy"""
+    """loss: package.module:function of (output, target), or torch.nn.MSELoss and others; by default by the targets:
+    cross entropy for classes, binary cross entropy for multi-hot rows, mean squared error for numbers"""
     forward: str | None = None
     """call of the model: package.module:function of (model, batch); by default model(x) or model(**batch)"""
-    metric: str | None = None
-    """metric: package.module:function of (output, target), one value per example; by default accuracy for classes"""
+    metric: str | list[str] | None = None
+    """metric, or several as in accuracy,mine:auc (tables show the first): accuracy, perplexity, mse, mae, or
+    package.module:name of a function of (output, target) with one value per example, or of a class with update and
+    compute; by default accuracy for classes"""
+    collate: str | None = None
+    """package.module:function that makes a batch of a list of examples, for data that torch's default cannot collate"""
     out: str | None = None
     """run directory; by default runs/<recipe or model>-<time>"""
     export: str = "safetensors"

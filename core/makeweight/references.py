@@ -30,6 +30,10 @@ def resolve(path: str, what: str) -> Any:
     `what` names the option in messages. Raises UsageError if `path` has another form, if the import fails, or if the
     object is not callable.
     """
+    file, _, name = path.partition(":")
+    if file.endswith(".py"):
+        module = file.removeprefix("./").removesuffix(".py").replace("/", ".")
+        raise UsageError(f"{what} {path!r}: expected a module, not a file: {module}:{name or 'FUNCTION'}")
     if not REFERENCE.fullmatch(path):
         raise UsageError(f"{what} {path!r}: expected package.module:function")
     module_name, _, attribute = path.partition(":")
@@ -41,7 +45,7 @@ def resolve(path: str, what: str) -> Any:
     except Exception as error:
         raise UsageError(f"{what} {path!r} cannot be imported: {type(error).__name__}: {error}") from error
     if isinstance(found, ModuleType) or not callable(found):
-        raise UsageError(f"{what} {path!r} is a {type(found).__name__}: name a function or a class")
+        raise UsageError(f"{what} {path!r} is a {type(found).__name__}: expected a function or a class")
     return found
 
 

@@ -16,15 +16,15 @@ from .models.copies import original_copy
 from .models.records import records_of
 from .models.state import restore
 from .models.structure import rebuilt
-from .options import LoopOptions, Stage, StageOptions
-from .plugins import Plugins
+from .options import LoopOptions, Stage, StageOptions, loop_options
+from .plugin_manager import Plugins
 from .task import Task
 from .trainer import Trainer
 from .training import snapshot
 from .training.accelerators import new_accelerator
 from .training.checks import check_model, check_stages
 from .training.interrupt import Signals
-from .training.network import left_by
+from .training.network import fresh, left_by
 from .training.start import Start
 
 
@@ -40,7 +40,7 @@ class Run:
     def __init__(self, model: nn.Module, train_data: Any, eval_data: Any = None, stages: Sequence[Stage] = (), *,
                  task: Task | None = None, out: str | Path | None = None, resume: bool = False,
                  accelerator: Accelerator | None = None) -> None:  # fmt: skip
-        self.stages = list(stages) or [Stage(LoopOptions(), {})]
+        self.stages = list(stages) or [Stage(loop_options(None, {}, train_data), {})]
         check_same_loop(self.stages)
         self.train_data, self.eval_data, self.task = train_data, eval_data, task or Task()
         self.out, self.resume = None if out is None else Path(out), resume
@@ -50,6 +50,7 @@ class Run:
         self.original = original_copy(model)
         self.signals = Signals()
         self.trainer = self._trainer(Start(original=self.original, records=records_of(self.original)))
+        self.task = self.trainer.task  # the trainer's copy, which is settled before training
         self._is_checked = False
 
     @property
@@ -60,7 +61,7 @@ class Run:
     def check(self) -> list[dict[str, str | None]]:
         """Call `on_check` of all stages. Returns for each stage the plugins' lines by name. Raises UsageError."""
         self._is_checked = True
-        return check_stages(self.stages, self.model, self.trainer.sample_batch(), self.task)
+        return check_stages(self.stages, self.model, self.trainer._settled(), self.task)
 
     def fit(self) -> dict[str, float]:
         """Train all stages. Returns the metrics of the last epoch."""
@@ -90,6 +91,20 @@ class Run:
         """Write the network to `path` with the last stage's `on_export`. Returns None outside the main process."""
         return self.trainer.export(path)
 
+    def rehearsal(self) -> Trainer:
+        """A trainer of the last stage on a copy of the original network, set up as for training.
+
+        Its plugins are new instances. It has none where one of them decides on a structure, which takes training.
+        """
+        stage, records = self.stages[-1], records_of(self.original)
+        deciding = Plugins(stage.plugins).with_hook("on_structure")
+        plugins = {} if deciding else {name: fresh(plugin) for name, plugin in stage.plugins.items()}
+        start = Start(original=self.original, records=records, checked=True)
+        trainer = Trainer(rebuilt(self.original, records, Plugins(plugins)), self.train_data, None, plugins,
+                          options=stage.options, task=self.task, accelerator=self.accelerator, start=start)  # fmt: skip
+        trainer.set_up()
+        return trainer
+
     def _trainer(self, start: Start) -> Trainer:
         stage = self.stages[start.stage]
         model = rebuilt(self.original, start.records, Plugins(stage.plugins))
@@ -106,7 +121,8 @@ class Run:
     def _stage_of(self, saved: dict[str, Any]) -> int:
         stage = int(saved["trainer"]["stage"])
         if not 0 <= stage < len(self.stages):
-            raise UsageError(f"the checkpoint in {self.out} is of stage {stage + 1}, the recipe has {len(self.stages)}")
+            expected = f"expected one of {len(self.stages)} stages"
+            raise UsageError(f"the checkpoint in {self.out} belongs to stage {stage + 1}: {expected}, as in the recipe")
         return stage
 
 

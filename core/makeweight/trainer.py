@@ -13,12 +13,12 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from .data.batches import as_dataset, find_first_tensor
+from .data.batches import as_dataset
 from .errors import MakeweightError
 from .models.copies import original_copy
 from .models.modes import begin_training
-from .options import LoopOptions, Stage
-from .plugins import Plugins
+from .options import LoopOptions, Stage, loop_options
+from .plugin_manager import Plugins
 from .seeding import StepSeed
 from .task import Task
 from .training import checkpoint, snapshot
@@ -61,7 +61,8 @@ class Trainer(Services):
                  task: Task | None = None, out: str | Path | None = None, resume: bool = False,
                  accelerator: Accelerator | None = None, start: Start | None = None,
                  **settings: Any) -> None:  # fmt: skip
-        self.options, self.task, self.start = options or LoopOptions(**settings), task or Task(), start or Start()
+        self.options = loop_options(options, settings, train_data)
+        self.task, self.start = Task.own(task), start or Start()
         self.accelerator = accelerator or new_accelerator(self.options.precision)
         check_engine(self.accelerator)
         self.out, self.resume = None if out is None else Path(out), resume
@@ -75,9 +76,8 @@ class Trainer(Services):
         self.stopped: str | None = None
         self.resumed = self.ending = self.ended = self.keeps_initial = self._is_set_up = False
         self.metrics: dict[str, float] = {}
-        self.sums: dict[str, Sum] = defaultdict(Sum)  # of each loss over the epoch so far
-        self.signals = Signals()
-        self.journal = Journal(self.out, self.accelerator)
+        self.sums: dict[str, Sum] = defaultdict(Sum)  # running sums of the losses in this epoch
+        self.signals, self.journal = Signals(), Journal(self.out, self.accelerator)
 
     def adopt(self, plugins: Plugins) -> None:
         """Use these plugin instances, and reset losses, auxiliary modules, masks and all other attachments."""
@@ -92,12 +92,12 @@ class Trainer(Services):
         self.test_batch_size = self.options.batch_size
         self.batches = self._batches(as_dataset(train_data, "train_data"), training=True)
         self.steps_per_epoch = len(self.batches)
-        if find_first_tensor(self.batches.data[0]).numel() <= SMALL:
+        if self.batches.first_tensor().numel() <= SMALL:
             self.test_batch_size = max(self.options.batch_size, 500)
         self.eval_batches = None if eval_data is None else self._batches(as_dataset(eval_data, "eval_data"))
 
     def fit(self) -> dict[str, float]:
-        """Train to the end of the stage. Returns the metrics of the last epoch. Raises MakeweightError for a NaN loss."""
+        """Train to the end of the stage. Returns the metrics of the last epoch. A NaN loss raises MakeweightError."""
         with self._blamed(), self.signals:
             self.set_up()
             self._prepare()
@@ -120,7 +120,7 @@ class Trainer(Services):
     def check(self) -> dict[str, str | None]:
         """Call `on_check` of every plugin. Returns the plugins' lines by name. Raises UsageError."""
         stage = Stage(self.options, self.plugins.by_name)
-        return check_stages([stage], self.model, self.sample_batch(), self.task)[0]
+        return check_stages([stage], self.model, self._settled(), self.task)[0]
 
     def set_up(self) -> None:
         """Build the structure and run `on_init` of the plugins, once. `fit` calls it."""

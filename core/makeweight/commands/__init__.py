@@ -1,1 +1,1 @@
-"""The command `trainer`: options and recipes, the verbs, the report."""
+"""The command line `trainer`: options, recipes, verbs, and the report."""

@@ -1,54 +1,65 @@
-"""From a command line and its recipe to options and plugins.
+"""Converts a command line and its recipe to options and plugin instances.
 
-The words become a table like the recipe's (`words`); the table's keys are checked (`keys`), its values get the types of
-the dataclasses' fields (`parser`), and the dataclasses are made from them, which check the values themselves.
+`words` converts the arguments to a table like that of a recipe. `keys` checks the keys of the merged table. `parser`
+converts its values to the types of the dataclass fields. The dataclasses then check the values in `__post_init__`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ..discovery import load_class
 from ..errors import MakeweightError, UsageError
 from ..options import CONTROL, Options, Stage, StageOptions
-from ..plugins import check_order
+from ..plugin_manager import check_order
 from . import keys, recipes
+from .command_line import as_table, read_words
 from .parser import OptionParser
-from .words import as_table, read_words
 
 
 @dataclass
 class Configuration:
-    """A parsed command line: options, the plugins by name in their order, and the stages (at least one)."""
+    """A parsed command line: options, plugin instances by name in order, stages (at least one), and a run name.
+
+    `remarks` are lines for the user.
+    """
 
     options: Options
     plugins: dict[str, Any]
     stages: list[Stage]
     name: str
+    remarks: list[str] = field(default_factory=list)
 
     def resolved(self) -> dict[str, Any]:
-        """The recipe that repeats this run."""
+        """The complete recipe of this run, without the options in `CONTROL`. It repeats the run."""
         core = {key: value for key, value in asdict(self.options).items() if key not in CONTROL}
         return core | {name: plugin_options(plugin) for name, plugin in self.plugins.items()}
 
 
 def plugin_options(plugin: Any) -> dict[str, Any]:
-    """The options of a plugin's instance: the fields that its constructor takes."""
+    """The options of a plugin instance: the dataclass fields of its constructor."""
     return {field.name: getattr(plugin, field.name) for field in fields(plugin) if field.init}
 
 
 def parse(argv: Sequence[str], beside: Path | None = None) -> Configuration:
-    """Parse a training command line. Raises UsageError in one line; --help prints and raises SystemExit(0).
+    """Parse the command line of a training run. --help prints the help and raises SystemExit(0).
 
-    Without --recipe, options come from the file `beside`, if there is one; it is refused if it names untrusted code.
+    Without --recipe, the recipe is the file `beside` if it exists. Raises UsageError for invalid options, and if that
+    file refers to untrusted code.
     """
     given = read_words(argv)
+    for key in ("recipe", "plugins"):
+        if given.get(key, "") is None:
+            raise UsageError(f"--{key}: expected a value after it")
+    exact = "recipe" not in given and beside is None  # a run that is resumed by its own config.yaml
     recipe, name = _read_recipe(given, beside)
-    recipe["plugins"] = _names(given.pop("plugins") if "plugins" in given else recipe.get("plugins"))
+    listed, replaced = recipe.get("plugins"), "plugins" in given
+    recipe["plugins"] = _names(given.pop("plugins") if replaced else listed)
+    remarks = keys.leave_out(recipe, _names(listed), name) if replaced and not exact else []
     classes = {plugin: load_class(plugin) for plugin in recipe["plugins"]}
     parser = OptionParser(classes)
     if "help" in given:
@@ -67,13 +78,13 @@ def parse(argv: Sequence[str], beside: Path | None = None) -> Configuration:
         keys.check_recipe(table, classes, where, StageOptions.__dataclass_fields__)
         stages.append(Stage(*_build(parser, merged(values, table), classes, where)))
     stem = Path(name).stem if name else re.sub(r"\W+", "-", options.model)
-    return Configuration(options, plugins, stages or [Stage(options, plugins)], stem)
+    return Configuration(options, plugins, stages or [Stage(options, plugins)], stem, remarks)
 
 
 def _read_recipe(words: dict[str, str | None], beside: Path | None) -> tuple[dict[str, Any], str]:
-    """The recipe named by --recipe; without one, `beside`, or with --resume the run directory's config.yaml.
+    """The recipe and its name: from --recipe, else from `beside`, else with --resume config.yaml of the run directory.
 
-    Raises UsageError for a recipe that was not named and names code, unless a run of this user wrote it.
+    Raises UsageError if a recipe without --recipe refers to code, unless a run of this user wrote the recipe.
     """
     if path := words.pop("recipe", None):
         return recipes.read(Path(path)), path
@@ -81,7 +92,7 @@ def _read_recipe(words: dict[str, str | None], beside: Path | None) -> tuple[dic
         beside = Path(str(words["out"])) / "config.yaml"
     if beside is None or not beside.exists():
         return {}, ""
-    from . import trust  # takes a while, and --help needs none of it
+    from . import trust  # slow to import, and not needed for --help
 
     recipe = recipes.read(beside)
     trust.check(recipe, beside, words)
@@ -89,8 +100,8 @@ def _read_recipe(words: dict[str, str | None], beside: Path | None) -> tuple[dic
 
 
 def _names(given: Any) -> list[str]:
-    """Plugin names from `prune,kd` or from a recipe's list. Raises UsageError for a name given twice."""
-    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else given or []
+    """Plugin names from a string such as `prune,kd` or from the list of a recipe. Raises UsageError for repetitions."""
+    names = re.split(r"[,\s]+", given) if isinstance(given, str) else given or []
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise UsageError(f"plugins {given}: expected names, 'prune,kd'")
     names = [name for name in names if name]
@@ -100,12 +111,12 @@ def _names(given: Any) -> list[str]:
 
 
 def _take_stages(words: dict[str, str], recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Take `--stages.0.epochs 3` out of the words, and return the recipe's stages with it set (counted from 0)."""
+    """Remove options such as `--stages.0.epochs 3` from `words`, and return {"stages": …} with these options set."""
     stages = [dict(stage) for stage in recipe.get("stages", []) if isinstance(stage, dict)]
     for key in [key for key in words if key.startswith("stages.")]:
         _, number, *path = key.split(".")
         if not number.isdigit() or int(number) >= len(stages) or not path:
-            raise UsageError(f"--{key}: there are {len(stages)} stages in {name or 'no recipe'}, counted from 0")
+            raise UsageError(f"--{key}: {name or 'no recipe'} has {len(stages)} stages, counted from 0")
         table = stages[int(number)]
         for part in path[:-1]:
             table[part] = dict(table.get(part, {}))
@@ -115,7 +126,7 @@ def _take_stages(words: dict[str, str], recipe: Mapping[str, Any], name: str) ->
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """The second table over the first; plugins' tables by option, tables of layers as a whole."""
+    """The table `base` updated with `over`. Tables of plugins are merged by option; tables of layers are replaced."""
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
@@ -125,7 +136,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build(parser: OptionParser, values: Mapping[str, Any], classes: Mapping[str, type],
            where: str = "") -> tuple[Options, dict[str, Any]]:  # fmt: skip
-    """Options and plugin instances from values of any type; both check the values. Raises UsageError."""
+    """Options and plugin instances from a table of strings or values. Raises UsageError for invalid values."""
     table = parser.typed(values, where)
     plugins = {name: table.pop(name, {}) for name in classes}
     options = Options(**{key: value for key, value in table.items() if key in keys.ALL})

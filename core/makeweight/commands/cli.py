@@ -1,4 +1,4 @@
-"""The command `trainer`: without a verb it trains; with one it does what the verb's entry point says."""
+"""The entry point of the command `trainer`. Without a verb it trains; otherwise it runs the verb's entry point."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .verb import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `trainer` with these words, those of the process unless given. Returns the exit code."""
+    """Run `trainer` with `argv`, by default that of the process. Prints errors in one line. Returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     with Signals(at_once=True) as signals:
         try:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(words: list[str]) -> int:
-    """Do what the words say. Returns the exit code."""
+    """Run training or the verb that the arguments name. Returns the exit code. Raises UsageError, MakeweightError."""
     if words == ["--version"]:
         print(f"makeweight {version('makeweight')}")
         return 0
@@ -40,9 +40,9 @@ def run(words: list[str]) -> int:
 
 
 def explain(error: BaseException) -> int:
-    """Say in one line why the command ends. Returns the exit code."""
+    """Print an error in one line on standard error. Returns the exit code."""
     if isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0":
-        return error.exit_code  # the machine's first process has said it
+        return error.exit_code  # the first process of this machine prints it
     kind = "error: " if isinstance(error, MakeweightError) else ""
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
     print(f"trainer: {kind}{str(error) or 'interrupted'}{notes}", file=sys.stderr)
@@ -50,15 +50,15 @@ def explain(error: BaseException) -> int:
 
 
 def command() -> NoReturn:
-    """The program `trainer`: `main`, and the end of its process."""
+    """The console script `trainer`: run `main` and exit."""
     try:
         code: Any = main()
     except SystemExit as ended:
         code = ended.code
     ending()
     if "LOCAL_RANK" in os.environ and (code is None or isinstance(code, int)):
-        # gloo's threads outlive the process group. On a busy machine one may still let go of a tensor while the
-        # interpreter is torn down, which aborts a process that has done all its work: so it is not torn down.
+        # Threads of gloo outlive the process group. On a busy machine, one may release a tensor during interpreter
+        # shutdown, which aborts a process that has finished its work. Therefore skip the shutdown.
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -67,7 +67,7 @@ def command() -> NoReturn:
 
 
 def run_training(words: list[str]) -> None:
-    """Parse and run. torch is not imported before the command line is known to be right."""
+    """Parse the arguments, then train. torch is imported only after the arguments are valid."""
     from .arguments import parse
 
     configuration = parse(words)
@@ -77,7 +77,7 @@ def run_training(words: list[str]) -> None:
 
 
 def run_verb(verb: str, words: list[str]) -> int:
-    """Look up and run a verb. Raises UsageError for one that nothing brings."""
+    """Run a verb. Returns the exit code. Raises UsageError if the verb or one of its arguments is unknown."""
     found = installed(COMMANDS)
     if verb not in found:
         raise UsageError(f"unknown verb {verb!r}: {did_you_mean(verb, found)}")

@@ -1,4 +1,4 @@
-"""Ways to run an export, measured: metric, multiply-accumulates and latency, beside the model in plain float32."""
+"""Measures variants of a model: metrics, multiply-accumulates, and latency relative to the plain float32 model."""
 
 from __future__ import annotations
 
@@ -15,39 +15,42 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data.batches import Batches
 from ..task import Task
 from ..training.evaluation import evaluate
+from ..training.settling import settle_on
 from .latency import Latency, latencies, times_as_fast
 
 SIZES = (500, 1, 32)
-"""examples in a batch: for the metrics, and for the latencies"""
+"""batch sizes: the first for metrics, the others for latency"""
 DIFFERENT = 64
-"""batches at most over which a way that stops early for easy examples is timed"""
+"""maximum number of different batches for latency; with early exits it depends on the examples"""
 
 
 @dataclass
 class Measured:
-    """What was measured of one way to run a model."""
+    """The measurements of one variant of a model."""
 
     name: str
     metrics: dict[str, float] = field(default_factory=dict)
     multiply_accumulates: float = 0.0
-    """the mean over the examples; 0 where they cannot be counted"""
+    """mean per example; 0 if it cannot be counted"""
     latency: dict[int, Latency] = field(default_factory=dict)
-    """by batch size"""
+    """latency by batch size"""
     times_as_fast: dict[int, float] = field(default_factory=dict)
-    """as the plain model, by batch size"""
+    """speed-up over the plain model, by batch size"""
 
 
 def compare(
     plain: nn.Module, ways: Mapping[str, nn.Module], data: Mapping[int, Batches], task: Task, accelerator: Accelerator
 ) -> list[Measured]:
-    """Measure each way on all of the data, and time it beside `plain`, which gives the first row, with no metrics.
+    """Evaluate each variant in `ways` on all data, and measure its latency alternately with `plain`.
 
-    `data` holds the same examples in batches of several sizes: the first is evaluated, the others are timed.
+    `data` maps batch sizes to batches of the same examples: the first is used for metrics, the others for latency.
+    Returns one row per model; the first one is `plain`, without metrics.
     """
     device = accelerator.device
     models = {"plain float32": plain.to(device).eval()} | {name: way.to(device).eval() for name, way in ways.items()}
     rows = {name: Measured(name) for name in models}
     whole, *timed = data.values()
+    settle_on(task, models["plain float32"], whole)
     for name in ways:
         with FlopCounterMode(display=False) as counter:
             rows[name].metrics = evaluate(models[name], whole, task, accelerator)

@@ -1,26 +1,27 @@
-"""What a finished run left: summary.json and metrics.jsonl. Nothing in them is trusted."""
+"""Reads and validates summary.json and metrics.jsonl of a finished run, which are untrusted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import MakeweightError
 from ..files.untrusted import parse_json, read_text
+from .confusion import check_classes
 
 LARGEST_METRICS = 1 << 28
-"""bytes of metrics.jsonl"""
+"""maximum size of metrics.jsonl in bytes"""
 MOST_LINES = 20_000
-"""lines of metrics.jsonl that are read: of more, every n-th"""
+"""maximum number of lines of metrics.jsonl that are used; of a longer file, every n-th line"""
 MOST_CONTROLS = 100
-"""rows of the table of sizes"""
+"""maximum number of rows of the table of sizes"""
 
 
 def read_run(out: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """summary.json, and the finite numbers of each line of metrics.jsonl.
+    """The content of summary.json, and the finite numbers of each line of metrics.jsonl.
 
-    Raises MakeweightError where a run is missing or not over, and for files that are not as a run wrote them.
+    Raises MakeweightError if the run is missing or not finished, or if a file is damaged.
     """
     name = "summary.json"
     try:
@@ -29,7 +30,7 @@ def read_run(out: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
         lines = read_text(out / name, LARGEST_METRICS).split("\n")
         metrics = [_line(parse_json(line, non_finite=True)) for line in _thinned([each for each in lines if each])]
     except FileNotFoundError as error:
-        raise MakeweightError(f"{out}: no finished run there: {name} is missing") from error
+        raise MakeweightError(f"{out}: not a finished run: {name} is missing") from error
     except OSError as error:
         raise MakeweightError(f"{out / name} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -38,7 +39,7 @@ def read_run(out: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
 
 
 def read_config(out: Path) -> str:
-    """The text of config.yaml, empty where there is none. Raises MakeweightError for what is no text."""
+    """The text of config.yaml, empty if there is no such file. Raises MakeweightError if it is not UTF-8."""
     try:
         return read_text(out / "config.yaml", 1 << 20)
     except FileNotFoundError:
@@ -74,6 +75,7 @@ RUN = {"steps": _is_count, "seconds": is_number, "processes": _is_count, "parame
 EXPORT = {"path": _is_text, "bytes": _is_size, "dense_bytes": _is_size, "ratio": is_number,
           "controls": lambda value: isinstance(value, dict) and len(value) < MOST_CONTROLS
           and all(map(_is_size, value.values()))}  # fmt: skip
+PROGRAM = {"bytes": _is_size}
 TENSOR = {"name": _is_text, "shape": _is_list_of(_is_count), "dtype": _is_text, "density": is_number,
           "bits_per_weight": is_number, "bytes": _is_count}  # fmt: skip
 
@@ -84,7 +86,14 @@ def _summary(found: Any) -> dict[str, Any]:
     for table in (summary, export):
         metric = table.get(summary["metric"])
         if not (metric is None or is_number(metric)):
-            raise ValueError(f"its {summary['metric']!r} is no number")
+            raise ValueError(f"its {summary['metric']!r} is not a number")
+    if not isinstance(programs := export.setdefault("programs", {}), dict) or len(programs) >= MOST_CONTROLS:
+        raise ValueError("its programs are not a table")
+    for name, program in programs.items():
+        programs[name] = _table({"bytes": program} if _is_size(program) else program, f"program {name!r}", PROGRAM)
+        if not all(value is None or is_number(value) for value in programs[name].values()):
+            raise ValueError(f"a value of program {name!r} is not a number")
+    check_classes(summary)
     if not isinstance(export.get("tensors"), list):
         raise ValueError("its list of tensors is missing")
     for number, each in enumerate(export["tensors"]):
@@ -92,12 +101,12 @@ def _summary(found: Any) -> dict[str, Any]:
     return summary
 
 
-def _table(value: Any, what: str, entries: dict[str, Callable[[Any], bool]]) -> dict[str, Any]:
+def _table(value: Any, what: str, entries: Mapping[str, Callable[[Any], bool]]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{what} is no table")
+        raise ValueError(f"{what} is not a table")
     for name, fits in entries.items():
         if name not in value or not fits(value[name]):
-            raise ValueError(f"{name!r} of {what} is {'not as it was written' if name in value else 'missing'}")
+            raise ValueError(f"{name!r} of {what} is {'invalid' if name in value else 'missing'}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The verb `inspect`."""
+"""The verb `inspect`: prints the tensors of a safetensors file."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 
 from ..console import console, print_table
-from .verb import add_limit
+from .verb import add_limit, file_of_run
 
 
 class Inspect:
     """Show the tensors of any safetensors file: shape, density, distinct values, entropy, bits, share of the file."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("file", type=Path, help="an export, or any safetensors file")
+        parser.add_argument("file", type=Path, help="an export, a run directory, or any safetensors file")
         add_limit(parser)
 
     def run(self, arguments: argparse.Namespace) -> None:
@@ -21,7 +21,7 @@ class Inspect:
         from .summary import tensor_facts, value_facts
         from .tables import percent, shape_text
 
-        path: Path = arguments.file
+        path = file_of_run(arguments.file)
         artifact = open_any(path, arguments.max_bytes)
         size = path.stat().st_size
         rows = []

@@ -1,4 +1,4 @@
-"""How long models take for an answer, measured in turns, so that a machine's moods fall on all of them alike."""
+"""Measures the latency of models alternately, so that background load affects all of them equally."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 WARM_UP, FEWEST, MOST = 2, 5, 200
-"""rounds that are not counted, and how many are at least and at most"""
+"""number of warm-up rounds, and minimum and maximum number of measured rounds"""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds that a call took."""
+    """Statistics of the duration of a call in seconds."""
 
     median: float
     spread: float
-    """between the quartiles"""
+    """interquartile range"""
     rounds: int
 
     @classmethod
@@ -32,9 +32,10 @@ class Latency:
 def latencies(
     calls: Sequence[Callable[[Any], Any]], batches: Sequence[Any], device: torch.device, budget: float = 2.0
 ) -> list[list[float]]:
-    """Seconds of each call in each round; a round is every call once, on the same batch of `batches`, in turn.
+    """The duration of each call in each round, in seconds: [calls][rounds].
 
-    Ends when the calls have had `budget` seconds each, but for a least number of rounds.
+    In a round, every call runs once on the same batch; rounds cycle through `batches`. The measurement ends after the
+    minimum number of rounds and an average of `budget` seconds per call.
     """
     times: list[list[float]] = [[] for _ in calls]
     for number in range(WARM_UP + MOST):
@@ -51,7 +52,7 @@ def latencies(
 
 
 def times_as_fast(seconds: Sequence[float], reference: Sequence[float]) -> float:
-    """The median over the rounds of how many times longer the reference took in the same round."""
+    """The speed-up over the reference: the median over rounds of the ratio of the two durations in the same round."""
     return median(slow / fast for fast, slow in zip(seconds, reference, strict=True))
 
 

@@ -25,9 +25,10 @@ TAKEN = {
     **dict.fromkeys(("help", "recipe", "version"), "an option of the trainer"),
     **dict.fromkeys(("core", "makeweight"), "the core's own"),
     **dict.fromkeys(("loss", "task"), "the name of a loss"),
-    **dict.fromkeys(("any", "tensor", "trainer"), "the name of a class that the plugin's module imports"),
+    **dict.fromkeys(("any", "tensor", "trainer"), "the name of a class that the code imports"),
+    **dict.fromkeys(("makeweight_error", "usage_error"), "the name of a class that the code imports"),
 }
-"""names that a plugin cannot have, beside options of training, installed plugins and Python's own"""
+"""names that a plugin cannot have, in addition to training options, installed plugins and Python's own names"""
 
 
 def new_plugin(given: str, into: Path) -> Path:
@@ -77,7 +78,7 @@ def _reason(name: str) -> str | None:
 
 
 def filled_in(name: str) -> Iterator[tuple[Path, str]]:
-    """(path within the folder, text) of each file of the template, for a plugin of this name."""
+    """Yield (relative path, text) of each file of the template, with the plugin's name filled in."""
     values = {
         "name": name,
         "option": name.replace("_", "-"),

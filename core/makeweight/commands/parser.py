@@ -1,4 +1,4 @@
-"""The parser of options, made from the fields of dataclasses: it gives values their types, and prints the help."""
+"""The option parser. It is built from the fields of dataclasses, converts values to their types, and prints help."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import UsageError
 from ..options import Options
-from .words import dashed
+from .command_line import dashed
 
 USAGE = "trainer [--recipe FILE] [--plugins NAME,NAME] [options]\n       trainer VERB [arguments]"
 EPILOG = (
     "Options of a plugin are --<plugin>.<option>: 'trainer --plugins prune --help' shows those of prune. "
-    "'trainer plugins' lists what is installed, and the verbs that it brings."
+    "'trainer plugins' lists the installed plugins and their verbs."
 )
 
 
 class OptionParser:
-    """The core's options, and those of plugins by the plugin's name; `classes` are the plugins' dataclasses."""
+    """Parser of the core's options and of the options of plugins. `classes` are the plugins' dataclasses by name."""
 
     def __init__(self, classes: Mapping[str, type]) -> None:
         self.kinds = {name: get_type_hints(cls) for name, cls in {"": Options, **classes}.items()}
         self.parser = ArgumentParser(prog="trainer", usage=USAGE, epilog=EPILOG, exit_on_error=False)
-        self.parser.description = "Train a network with plugins that get it down to weight, export it and report."
+        self.parser.description = "Train a network with plugins that compress it, export it, and write a report."
         core = self.parser.add_argument_group("options")
-        core.add_argument("--recipe", metavar="FILE", help="a YAML file of options, which the command line overrides")
+        core.add_argument("--recipe", metavar="FILE", help="YAML file of options; the command line overrides it")
         self._add(core, Options, "")
         for name, cls in classes.items():
             group = self.parser.add_argument_group(f"plugin {name}", (cls.__doc__ or "").strip().partition("\n")[0])
@@ -52,31 +52,31 @@ class OptionParser:
         self.parser.print_help()
 
     def kind(self, key: str) -> Any:
-        """The type of an option, `epochs` or `prune.sparsity`; None for one that does not exist."""
+        """The type of an option such as `epochs` or `prune.sparsity`, or None if the option does not exist."""
         first, _, rest = key.partition(".")
         return self.kinds[first].get(rest.partition(".")[0]) if first in self.kinds else self.kinds[""].get(first)
 
     def complete(self, words: Mapping[str, str | None]) -> dict[str, str]:
-        """Options as typed, with `true` for a flag without a value. Raises UsageError where another has none."""
+        """The given options, with `true` for flags without a value. Raises UsageError for other missing values."""
         for key, text in words.items():
             if text is None and self.kind(key) is not bool:
-                raise UsageError(f"{dashed(key)} is given no value")
+                raise UsageError(f"{dashed(key)}: expected a value after it")
         return {key: "true" if text is None else text for key, text in words.items()}
 
     def typed(self, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-        """All options with their types, those that are not among `values` at their defaults.
+        """All options as values of their types. Options that are missing in `values` have their defaults.
 
-        `values` are as a recipe holds them; text, as a command line has it, is read as its field's type. Raises
-        UsageError with the option, its value, and what is expected.
+        `values` has the form of a recipe; strings of the command line are parsed as the type of the field. `where`
+        precedes messages. Raises UsageError `option value: expected …`.
         """
         for key, value in self._given(values):
             if value is None and NoneType not in get_args(self.kind(key)):
-                raise UsageError(f"{where}{key} is given nothing: expected {spoken(self.kind(key))}")
+                raise UsageError(f"{where}{key} is empty: expected {spoken(self.kind(key))}")
         try:
             options: dict[str, Any] = self.parser.parse_object(dict(values)).as_dict()
             return options
         except ArgumentError as error:
-            for key, value in self._given(values):  # the parser's own message has several lines: find the option
+            for key, value in self._given(values):  # jsonargparse's message has several lines: find the option
                 if not self._fits(key, value):
                     raise UsageError(f"{where}{key} {_shown(value)}: expected {spoken(self.kind(key))}") from error
             raise UsageError(f"{where}{' '.join(str(error).split())}") from error
@@ -98,7 +98,7 @@ class OptionParser:
 
 
 def _helps(cls: type) -> dict[str, str]:
-    """The docstrings that stand under the fields of a dataclass."""
+    """The strings below the fields of a dataclass, by field."""
     return {parameter.arg_name: parameter.description or "" for parameter in parse_from_object(cls).params}
 
 
@@ -113,7 +113,7 @@ def _shown(value: Any) -> str:
 
 
 def spoken(kind: Any) -> str:
-    """A type in words, for error messages."""
+    """A type in words for error messages, such as "a whole number"."""
     arguments = [argument for argument in get_args(kind) if argument is not NoneType]
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(spoken(argument) for argument in arguments)

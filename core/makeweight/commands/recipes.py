@@ -1,4 +1,4 @@
-"""Recipes: YAML 1.2 files that hold options, read with every key checked, and written resolved."""
+"""Reads and writes recipes, YAML 1.2 files of options."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from ..files.untrusted import MOST_YAML, parse_yaml, read_text
 
 
 def load_yaml(text: str) -> Any:
-    """The value of a word on the command line. Raises UsageError for what is no YAML."""
+    """The YAML value of a command-line argument. Raises UsageError if it is not valid YAML."""
     try:
         return parse_yaml(text)
     except ValueError as error:
-        raise UsageError(f"{text!r} is not YAML that can be read: {error}") from error
+        raise UsageError(f"{text!r} is not valid YAML: {error}") from error
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A recipe as a dict, with dashes in keys turned to underscores. Raises UsageError for what is no recipe."""
+    """A recipe as a dict, with underscores for dashes in keys. Raises UsageError if it is not a YAML table."""
     try:
         recipe = parse_yaml(read_text(path, MOST_YAML))
     except OSError as error:
         raise UsageError(f"recipe {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise UsageError(f"recipe {path} is not YAML that can be read: {error}") from error
+        raise UsageError(f"recipe {path} is not valid YAML: {error}") from error
     if not isinstance(recipe, dict):
-        raise UsageError(f"recipe {path} holds a {type(recipe).__name__}: expected a table of options, 'epochs: 10'")
+        raise UsageError(f"recipe {path} is a {type(recipe).__name__}: expected a table of options, 'epochs: 10'")
     return underscored(recipe)
 
 
 def write(recipe: Mapping[str, Any]) -> str:
-    """A recipe as YAML text that `read` gives back."""
+    """A recipe as YAML text, the inverse of `read`."""
     stream = StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
@@ -45,7 +45,7 @@ def write(recipe: Mapping[str, Any]) -> str:
 
 
 def underscored(recipe: Mapping[Any, Any]) -> dict[str, Any]:
-    """Option names (two levels, and those of the stages) as Python writes them; tables of layers are left alone."""
+    """A recipe with underscores for dashes in option names, including plugin tables and stages, but not layer names."""
 
     def level(table: Mapping[Any, Any]) -> dict[str, Any]:
         return {str(key).replace("-", "_"): value for key, value in table.items()}

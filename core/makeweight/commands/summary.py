@@ -1,4 +1,4 @@
-"""What an export weighs: whole files on disk, beside the same tensors uncoded."""
+"""Size statistics of an export and of its tensors, for summary.json and `trainer inspect`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from ..files.tensor_bytes import layout_of
 from ..models.state import exported_state
 
 CONTROL_LIMIT = 64 << 20
-"""bytes of dense float32 up to which zstd -19 is run as a control"""
+"""maximum size in bytes of the dense float32 file for which zstd -19 is measured"""
 PIECE = 1 << 20
-"""elements looked at together"""
+"""number of elements processed at a time"""
 
 
 def export_summary(
     out: Path, written: Artifact, model: nn.Module, original: nn.Module, metrics: dict[str, float], metric: str
 ) -> dict[str, Any]:
-    """The `export` table of summary.json; `metrics` are those of the file read back.
+    """The table `export` of summary.json. `metrics` are those of the model restored from the file.
 
-    `dense_bytes` are those of the original network in plain float32, whatever became of its structure.
+    `dense_bytes` is the size of the original network in float32, also if its structure was changed. `plain_bytes` is
+    the size of the current network in float32.
     """
     path = out / "model.safetensors"
     size = path.stat().st_size
@@ -50,7 +51,7 @@ def export_summary(
 
 
 def plain_size(state: Mapping[str, torch.Tensor]) -> int:
-    """The bytes of a safetensors file of these tensors in float32."""
+    """The size in bytes of a safetensors file of these tensors in float32."""
     layouts = []
     for name, tensor in sorted(state.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
@@ -59,7 +60,7 @@ def plain_size(state: Mapping[str, torch.Tensor]) -> int:
 
 
 def controls(plain: bytes) -> dict[str, int]:
-    """Bytes of the dense file under a general compressor at its hardest."""
+    """Sizes in bytes of the dense file under general-purpose compressors, for comparison."""
     if len(plain) > CONTROL_LIMIT:
         return {}
     import zstandard
@@ -68,7 +69,7 @@ def controls(plain: bytes) -> dict[str, int]:
 
 
 def tensor_facts(name: str, tensor: torch.Tensor, coded: int | None = None) -> dict[str, Any]:
-    """A tensor's shape, density and weight; `coded` is the bytes it takes in the file where that is not its size."""
+    """Shape, dtype, density and size of a tensor. `coded` is its size in the file in bytes, if that differs."""
     size = tensor.numel() * tensor.element_size() if coded is None else coded
     count = max(tensor.numel(), 1)
     return {
@@ -82,7 +83,7 @@ def tensor_facts(name: str, tensor: torch.Tensor, coded: int | None = None) -> d
 
 
 def value_facts(tensor: torch.Tensor) -> dict[str, Any]:
-    """How many distinct bit patterns a tensor has, and their order-0 entropy in bits."""
+    """The number of distinct bit patterns of a tensor, and their order-0 entropy in bits per element."""
     distinct, weighted = 0, 0.0
     for counts in pattern_counts(tensor):
         distinct += len(counts)
@@ -92,7 +93,7 @@ def value_facts(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def pattern_counts(tensor: torch.Tensor) -> Iterator[NDArray[np.int64]]:
-    """How often each bit pattern occurs, in parts: the memory of one copy of the tensor is enough."""
+    """The counts of all distinct bit patterns, in several arrays. Needs memory for one copy of the tensor."""
     words = patterns(tensor).numpy()
     if words.itemsize <= 2:
         unsigned = words.view(f"u{words.itemsize}")
@@ -100,7 +101,7 @@ def pattern_counts(tensor: torch.Tensor) -> Iterator[NDArray[np.int64]]:
         counts = sum(parts, np.zeros(1 << 16, np.int64))
         yield counts[counts > 0]
         return
-    begin = 0  # where the run of equal words began that is not over yet
+    begin = 0  # start of the current run of equal words
     for number, part in enumerate(pieces(ordered := np.sort(words))):
         first = number * PIECE
         before = ordered[max(first - 1, 0)]
@@ -113,14 +114,14 @@ def pattern_counts(tensor: torch.Tensor) -> Iterator[NDArray[np.int64]]:
 
 
 def patterns(tensor: torch.Tensor) -> torch.Tensor:
-    """The bits of each element as an integer, whatever the dtype: [elements]."""
+    """The bits of each element as an integer of the same width, [elements], for any dtype."""
     widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(widths[flat.element_size()])
 
 
 def nonzeros(tensor: torch.Tensor) -> int:
-    """The elements that are not zero; -0.0 is zero."""
+    """The number of elements that are not zero; -0.0 counts as zero."""
     if not tensor.is_floating_point() and not tensor.is_complex():
         tensor = patterns(tensor)
     small = tensor.is_floating_point() and tensor.element_size() < 4

@@ -1,4 +1,4 @@
-"""The tables that a run prints: its plan, its end, and the advice below it."""
+"""The tables that a run prints: the plan of a dry run, and the summary with a hint on codecs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 HARDLY_SMALLER, REPETITIVE = 1.1, 0.9
-"""a file at most so many times smaller than dense float32 is advised on, if coding can bring it below this share"""
+"""a hint is printed if the ratio to dense float32 is below the first and coding reaches this fraction of the file"""
 
 
 def percent(value: float | None) -> str:
@@ -29,7 +29,7 @@ def shape_text(shape: list[int]) -> str:
 
 
 def sizes(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The table of sizes: header and rows. The metric is shown in percent where it is the accuracy."""
+    """The table of file sizes: header and rows. Accuracy is shown in percent."""
     export = summary["export"]
     metric = summary["metric"]
     show = percent if metric == "accuracy" else lambda value: "" if value is None else f"{value:.5g}"
@@ -37,7 +37,19 @@ def sizes(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for name, size in export["controls"].items():
         rows.append([f"dense, {name}", f"{size:,}", f"{export['dense_bytes'] / size:.1f}", show(summary.get(metric))])
     rows.append([export["path"], f"{export['bytes']:,}", f"{export['ratio']:.1f}", show(export.get(metric))])
-    return ["file", "bytes", "times smaller", f"test {metric}"], rows
+    header = ["file", "bytes", "times smaller", f"test {metric}"]
+    programs = export.get("programs", {})
+    if not programs:
+        return header, rows
+    rows = [[*row, "", "", ""] for row in rows]
+    for name, facts in programs.items():
+        milliseconds, faster = facts.get("milliseconds"), facts.get("times_as_fast")
+        rows.append([
+            name, f"{facts['bytes']:,}", f"{export['dense_bytes'] / facts['bytes']:.1f}", show(facts.get(metric)),
+            percent(facts.get("agreement")), "" if milliseconds is None else f"{milliseconds:.3g}",
+            "" if faster is None else f"{faster:.2f}",
+        ])  # fmt: skip
+    return ["file", "bytes", "smaller", metric, "agreement", "ms", "faster"], rows
 
 
 def tensor_rows(tensors: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -51,7 +63,7 @@ def tensor_rows(tensors: list[dict[str, Any]]) -> tuple[list[str], list[list[str
 
 
 def print_summary(console: Console, summary: dict[str, Any], out: Path) -> None:
-    """The table at the end of a run, and what would make its file smaller."""
+    """Print the table of file sizes at the end of a run, and `advice`."""
     header, rows = sizes(summary)
     print_table(console, header, rows)
     console.print(f"{summary['steps']} steps in {summary['seconds']:.0f} s; see {out}/report.html")
@@ -60,10 +72,10 @@ def print_summary(console: Console, summary: dict[str, Any], out: Path) -> None:
 
 
 def advice(summary: dict[str, Any]) -> str:
-    """Which codecs to add where an export stores zeros and repeats in full; empty where there is nothing to say."""
+    """A hint on installed codecs if they would make the export smaller; otherwise an empty string."""
     export = summary["export"]
     nonzero = sum(row["density"] * row["bytes"] for row in export["tensors"])
-    coded = min(export["controls"].values(), default=nonzero)  # a large file has no control
+    coded = min(export["controls"].values(), default=nonzero)  # controls are not measured for large files
     if export["ratio"] >= HARDLY_SMALLER or coded >= REPETITIVE * export["bytes"]:
         return ""
     codecs = installed_codecs()
@@ -71,13 +83,13 @@ def advice(summary: dict[str, Any]) -> str:
         return ""
     homes = {distribution(installed()[name]) for name in codecs}
     verbs = [f"trainer {verb}" for verb, entry in installed(COMMANDS).items() if distribution(entry) in homes]
-    why = f"{export['path']} stores every weight in full, zeros and repeats too"
+    why = f"{export['path']} stores all weights uncoded, including zeros and repeated values"
     more = f" (verbs: {', '.join(verbs)})" if verbs else ""
     return f"{why}: add {' or '.join(sorted(codecs))} to --plugins to code it{more}"
 
 
 def installed_codecs() -> set[str]:
-    """The plugins that write tensors in another form, by name. Imports all plugins; one that fails is left out."""
+    """The names of installed codecs. Imports all plugins; those that cannot be imported are left out."""
     found = set()
     for name in installed():
         with suppress(UsageError):
@@ -87,12 +99,20 @@ def installed_codecs() -> set[str]:
 
 
 def print_plan(console: Console, resolved: dict[str, Any], plan: list[dict[str, str | None]], run: Run) -> None:
-    """What a run would do."""
+    """Print the plan of a dry run: model, data, stages, and the lines of `on_check`."""
+    from ..models import freezing  # imports torch, which the report does without
+
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     console.print(f"model {resolved['model']}: {parameters:,} parameters")
     console.print(f"data {resolved['data']}: {run.trainer.batches.examples:,} training examples")
+    console.print(run.task.described())
     for number, (stage, lines) in enumerate(zip(run.stages, plan, strict=True), 1):
         steps = stage.options.epochs * run.trainer.steps_per_epoch
         console.print(f"stage {number}: {stage.options.epochs} epochs, {steps:,} steps")
+        if globs := stage.options.frozen:
+            try:
+                console.print(freezing.described(run.model, globs))
+            except UsageError:  # names of modules that an earlier stage makes
+                console.print(f"frozen: {', '.join(globs)}")
         for name, said in lines.items():
-            console.print(f"{name}: {said or 'says nothing of what it touches'}")
+            console.print(f"{name}: {said or 'no description'}")

@@ -9,42 +9,47 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.targets import find_targets
 from ..errors import UsageError
-from ..files.artifact import Artifact
-from ..files.programs import check_installed, write_programs
-from ..files.writing import json_text, write_text
-from ..loading import load
+from ..files.write_programs import check_installed
+from ..files.writing import write_text
 from ..models import by_name as models
+from ..models import pretrained
 from ..models.modes import evaluating
 from ..run import Run
-from ..training.evaluation import evaluate
 from ..training.journal import said
 from ..training.run_directory import run_directory, saying_what_is_kept, taken
+from ..training.settling import check_known
 from ..training.threads import settle_threads, threads_of
 from . import recipes, trust
 from .arguments import Configuration
-from .report import write_report
+from .finish import finish, try_programs
 from .session import Session
-from .summary import export_summary
-from .tables import print_plan, print_summary
+from .tables import print_plan
 
 
 def train(configuration: Configuration) -> dict[str, Any]:
-    """Train as configured, and write the run directory. Returns what summary.json holds, empty for a dry run."""
+    """Train, and write the run directory. Returns the content of summary.json; an empty dict for a dry run."""
     started = perf_counter()
     options = configuration.options
     models.check(options.model)
+    pretrained.check(options.model, options.weights)
     check_installed(options.formats)
     out = run_directory(options, configuration.name)
     session = Session(options, out)
     model, data = session.network(), session.data
     run = Run(model, data.train, data.validation, configuration.stages, task=session.task, out=out,
               resume=options.resume, accelerator=session.accelerator)  # fmt: skip
+    session.task = run.task
+    for line in [*configuration.remarks, *session.remarks]:
+        run.trainer.journal.say(line)
     batch = run.trainer.sample_batch()
     check_call(session, run.model, batch)
     settle_threads(run.model, batch, options.accumulate, session.task, session.accelerator, options.threads)
     options.threads = threads_of(session.accelerator)
     plan = run.check()
+    check_known(session.task, find_targets(data.test), "test")
+    try_programs(run, options.formats)
     if options.dry_run:
         with said():
             print_plan(run.trainer.journal.console, configuration.resolved(), plan, run)
@@ -54,7 +59,7 @@ def train(configuration: Configuration) -> dict[str, Any]:
 
 
 def carry_out(configuration: Configuration, session: Session, run: Run, out: Path, started: float) -> dict[str, Any]:
-    """Train and write everything. Returns what summary.json holds."""
+    """Train, evaluate on the test data, export, and write all files. Returns the content of summary.json."""
     resolved = configuration.resolved()
     if session.accelerator.is_main_process:
         write_recipe(out / "config.yaml", resolved)
@@ -76,7 +81,7 @@ def carry_out(configuration: Configuration, session: Session, run: Run, out: Pat
 
 
 def write_recipe(path: Path, recipe: dict[str, Any]) -> None:
-    """Write the recipe that repeats the run; one that names code is recorded as the user's own."""
+    """Write config.yaml. If it refers to code, record it as trusted, so that the run can be resumed."""
     text = recipes.write(recipe)
     if any(trust.code_in(recipe)):
         trust.remember(path, text)
@@ -84,9 +89,9 @@ def write_recipe(path: Path, recipe: dict[str, Any]) -> None:
 
 
 def check_call(session: Session, model: nn.Module, batch: Any) -> None:
-    """Call a model that was named on a first batch. Raises UsageError when it takes no images of that size.
+    """Call a built-in model on a batch. Raises UsageError if it does not accept images of this size.
 
-    A model of the user's own is left to fail with its own traceback.
+    Models of the user are not checked; their own exceptions are more informative.
     """
     name = session.options.model
     if models.is_reference(name):
@@ -97,17 +102,19 @@ def check_call(session: Session, model: nn.Module, batch: Any) -> None:
     except Exception as error:
         size = "x".join(map(str, batch[0].shape[1:]))
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"model {name} takes no {size} images ({reason}): try --image-size 224") from error
+        raise UsageError(f"model {name} does not accept {size} images ({reason}): try --image-size 224") from error
 
 
 def facts(configuration: Configuration, run: Run, accuracy: dict[str, float]) -> dict[str, Any]:
-    """What summary.json says of the run itself."""
+    """The part of summary.json about the run."""
     options, task = configuration.options, run.task
     name = task.metric_name if task.metric_name in accuracy else "loss"
     return {
         name: accuracy[name],
+        **{each: accuracy[each] for each in task.metrics if each in accuracy},
         "loss": accuracy["loss"],
         "metric": name,
+        "higher_is_better": task.higher_is_better(name),
         "steps": run.trainer.step,
         "processes": run.accelerator.num_processes,
         "plugins": list(configuration.plugins),
@@ -115,22 +122,3 @@ def facts(configuration: Configuration, run: Run, accuracy: dict[str, float]) ->
         "data": options.data,
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
     }
-
-
-def finish(session: Session, run: Run, artifact: Artifact, summary: dict[str, Any], out: Path) -> None:
-    """Read the export back, measure it, and write the summary, the programs and the report; on the main process."""
-    trainer = run.trainer
-    trainer.journal.say("reading the export back, and measuring it")
-    restored = load(out / "model.safetensors", trainer.fresh_model()).to(session.accelerator.device)
-    test = session.batches(session.data.test, trainer.test_batch_size)
-    again = evaluate(restored, test, session.task, session.accelerator)
-    summary["export"] = export_summary(
-        out, artifact, trainer.model, trainer.fresh_model(), again, summary["metric"]
-    )  # fmt: skip
-    write_text(out / "summary.json", json_text(summary, indent=2))
-    if programs := write_programs(trainer, session.options.formats, out):
-        summary["export"]["programs"] = programs
-        write_text(out / "summary.json", json_text(summary, indent=2))
-    write_report(out)
-    with said():
-        print_summary(trainer.journal.console, summary, out)

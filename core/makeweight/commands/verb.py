@@ -1,8 +1,9 @@
-"""What a verb of `trainer` is, and the options that several verbs share."""
+"""The interface of verbs of `trainer`, their parser, and shared options."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NoReturn, Protocol
 
 from ..errors import UsageError
@@ -11,8 +12,8 @@ from ..errors import UsageError
 class Command(Protocol):
     """A verb of `trainer`: a class in the entry-point group `makeweight.commands`. Its docstring is its help.
 
-    One with `takes_options = True` gets the words that it does not know itself, options of training, as
-    `arguments.options`.
+    If the class has `takes_options = True`, arguments that are unknown to its parser (options of training) are passed
+    as `arguments.options`. `run` returns the exit code, or None for 0.
     """
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
@@ -21,15 +22,24 @@ class Command(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all errors for people are."""
+    """An ArgumentParser that raises UsageError instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} ('{self.prog} --help' says more)")
+        raise UsageError(f"{message} (see '{self.prog} --help')")
+
+
+def file_of_run(path: Path) -> Path:
+    """The file itself, or `model.safetensors` of a run directory. Raises UsageError for a directory without one."""
+    if not path.is_dir():
+        return path
+    if not (path / "model.safetensors").is_file():
+        raise UsageError(f"{path} is a directory without model.safetensors: expected a finished run, or a file")
+    return path / "model.safetensors"
 
 
 def add_limit(parser: argparse.ArgumentParser) -> None:
-    """Add the option of verbs that decode a file: how many bytes its tensors may take."""
+    """Add `--max-bytes`, the memory limit of verbs that decode a file."""
     parser.add_argument(
         "--max-bytes", type=int, metavar="N",
-        help="that the file's decoded tensors may take; 1 GiB or 64 times the file's size unless given",
+        help="maximum size of the decoded tensors; by default the larger of 1 GiB and 64 times the size of the file",
     )  # fmt: skip

@@ -1,1 +1,1 @@
-"""The export: tensors as bytes, its container, and programs; files written whole or not at all."""
+"""Files: the export (model.safetensors), programs (ONNX, pt2), validated reading and atomic writing."""

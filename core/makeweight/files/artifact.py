@@ -1,10 +1,10 @@
-"""The export: tensors by name and what plugins recorded, in one safetensors file with a checksum over all of it.
+"""The export: a safetensors file with the tensors of a model, the metadata of plugins, and a checksum.
 
-The header's `__metadata__` has one entry, `makeweight`: the format's number, the checksum and the plugins' records,
-`1 <16 hex digits> {"<plugin>": ["<version>", <record>], …}`. Where the structure was changed, a first entry
-`"makeweight": ["<version>", {"number": 1, "structure": [["<plugin>", "<version>", <record>], …]}]` stands before
-those of the plugins; makeweight 0.1.0, which cannot build it, refuses such a file by this name. The checksum is XXH3-64
-of the whole file with its own digits as zeros.
+The `__metadata__` of the header has one entry, `makeweight`. It holds the version of the format, the checksum and the
+metadata of plugins: `1 <16 hex digits> {"<plugin>": ["<version>", <metadata>], …}`. If the structure was changed, the
+table begins with `"makeweight": ["<version>", {"number": 1, "structure": [["<plugin>", "<version>", <record>], …]}]`.
+makeweight 0.1.0 cannot build recorded structures and refuses this entry as an unknown plugin. The checksum is XXH3-64
+of the whole file, with the digits of the checksum replaced by zeros.
 """
 
 from __future__ import annotations
@@ -41,32 +41,32 @@ ZEROS = b"0" * 16
 
 
 FORM = re.compile(r"\S{1,9} [0-9a-f]{16} \{.*\}", re.DOTALL)
-"""what our entry looks like, whatever it is called"""
+"""form of the value of the entry; finds an entry whose name is damaged"""
 
 
 STRUCTURE = 1
-"""number of the entry that holds the records of the structure"""
+"""version of the entry with the records of the structure"""
 
 
 LARGEST_ENTRY = 17 << 20
-"""bytes of the header's entry at most: as objects JSON may take forty times its bytes"""
+"""maximum size of the entry in bytes; parsed JSON may take 40 times its size in memory"""
 
 
 CHUNK = 1 << 20
 
 
 USUAL_BYTES, USUAL_RATIO = 1 << 30, 64
-"""what the decoded tensors of a file may take unless more is asked for: so many bytes, or times the file's size"""
+"""default limit of the decoded tensors: the larger of this number of bytes and this multiple of the file size"""
 
 
 @dataclass
 class Artifact:
-    """What an export holds while plugins turn it into what is written, and back.
+    """The content of an export, which plugins encode in `on_export` and decode in `on_load`.
 
-    `metadata` maps a plugin to its JSON record: an entry means that reading the file needs the plugin. `sizes` maps a
-    tensor to the bytes it takes in the file, where that is not the tensor's own size. `records` are those of the
-    structure. Tensors that come from a file may be `LazyTensors`, read or decoded when they are asked for. `trial` says
-    that only the size of the file is wanted. `limit` is how many bytes all decoded tensors of a file may take.
+    `metadata` maps a plugin to its JSON metadata; reading the file requires each of these plugins. `sizes` maps a
+    tensor to its size in the file in bytes, if that differs from the tensor's own size. `records` describe the
+    structure. `tensors` of a file may be `LazyTensors`, which are read or decoded on access. `trial` is True if only
+    the size of the file is needed. `limit` is the maximum size of all decoded tensors in bytes.
     """
 
     tensors: MutableMapping[str, torch.Tensor]
@@ -77,13 +77,13 @@ class Artifact:
     limit: int | None = None
 
     def own(self, names: Collection[str] = ()) -> list[str]:
-        """The tensors that are a plugin's own, `<plugin>.…`, unless they are among `names`, those of the model."""
+        """The names of tensors that belong to plugins, `<plugin>.…`, except the model's own `names`."""
         starts = tuple(f"{plugin}." for plugin in self.metadata)
         return [name for name in self.tensors if name.startswith(starts) and name not in names]
 
 
 def write(artifact: Artifact, path: str | Path) -> int:
-    """Write an artifact as one file, whole or not at all. Returns its size in bytes."""
+    """Write an artifact to a file atomically. Returns the size of the file in bytes."""
     path = Path(path)
     layouts = _layouts(artifact)
     with written_aside(path) as aside:
@@ -94,21 +94,21 @@ def write(artifact: Artifact, path: str | Path) -> int:
 
 
 def size(artifact: Artifact) -> int:
-    """The bytes of the file that `write` would write."""
+    """The size in bytes of the file that `write` would write."""
     layouts = _layouts(artifact)
     return header_size(layouts, {"makeweight": _record(artifact)}) + sum(layout[3] for layout in layouts)
 
 
 def _layouts(artifact: Artifact) -> list[Layout]:
-    """The tensors in the order in which they are written: the widest elements first, so that all are aligned."""
+    """The layouts of the tensors in file order: widest elements first, so that all tensors are aligned."""
     names = sorted(artifact.tensors, key=lambda name: (-artifact.tensors[name].dtype.itemsize, name))
     return [layout_of(name, artifact.tensors[name]) for name in names]
 
 
 def write_bytes(path: str | Path, artifact: Artifact, name: str, size: int, pieces: Iterable[Any]) -> int:
-    """The same for one tensor of `size` bytes, which come in pieces, with an artifact's records and metadata.
+    """Write a file like `write`, with a single uint8 tensor of `size` bytes, passed in pieces.
 
-    `pack` needs no memory for them.
+    Records and metadata are those of `artifact`. The tensor is never in memory as a whole. Returns the size in bytes.
     """
     path = Path(path)
     with written_aside(path) as aside:
@@ -118,10 +118,10 @@ def write_bytes(path: str | Path, artifact: Artifact, name: str, size: int, piec
 
 
 def read(path: str | Path, limit: int | None = None) -> Artifact:
-    """Read a file that `write` wrote: its tensors, each read when it is asked for, still as plugins left them.
+    """Read an export. Its tensors are read on access and are still encoded by the plugins.
 
-    `limit` is that of `Artifact`, 1 GiB or 64 times the file's size unless given. Raises MakeweightError, with the
-    file's name and what is wrong, for a file that is not ours or not whole.
+    `limit` is that of `Artifact`; by default the larger of 1 GiB and 64 times the size of the file. Raises
+    MakeweightError if the file is not an export, is damaged, or needs a plugin or version that is not installed.
     """
     file = FileBytes(path)
     where = find_checksum(file)
@@ -129,14 +129,14 @@ def read(path: str | Path, limit: int | None = None) -> Artifact:
         read_foreign(file)
         raise MakeweightError(f"{path} is not a makeweight export: its header has no entry 'makeweight'")
     if file[where : where + 16] != _checksum(file, where):
-        raise MakeweightError(f"{path} is damaged: its checksum does not match its bytes")
+        raise MakeweightError(f"{path} is damaged: its checksum does not match its content")
     stored, metadata = read_header(file)
     if len(metadata.get("makeweight", "")) > LARGEST_ENTRY:
-        raise MakeweightError(f"{path}: its record of plugins has more than {LARGEST_ENTRY:,} bytes")
+        raise MakeweightError(f"{path}: its metadata of plugins has more than {LARGEST_ENTRY:,} bytes")
     try:
         record = {str(name): (str(version), each) for name, (version, each) in parse_json(metadata[ENTRY][18:]).items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise MakeweightError(f"{path} is damaged: its record of plugins is not as it was written") from error
+        raise MakeweightError(f"{path} is damaged: its metadata of plugins is invalid") from error
     with blamed_on(path):
         records = _structure(*record.pop("makeweight", ("", {"number": STRUCTURE, "structure": []})))
     needed = {each.plugin: each.version for each in records} | {name: written for name, (written, _) in record.items()}
@@ -155,16 +155,16 @@ def read(path: str | Path, limit: int | None = None) -> Artifact:
 
 
 def _structure(written: str, entry: Any) -> list[Record]:
-    """The records of an export's own entry."""
+    """The records in the entry `makeweight` of an export. Raises MakeweightError for a later version of the entry."""
     if entry["number"] != STRUCTURE:
         raise MakeweightError(f"its structure was written by makeweight {written}: pip install 'makeweight>={written}'")
     return read_records(entry["structure"])
 
 
 def is_export(path: str | Path) -> bool:
-    """Whether a safetensors file is one of ours.
+    """Whether a safetensors file is an export.
 
-    Raises MakeweightError when it is no safetensors file at all, and when it is ours and its entry is damaged.
+    Raises MakeweightError if the file is not a safetensors file, or if it is an export with a damaged entry.
     """
     file = FileBytes(path)
     if find_checksum(file) is None:
@@ -174,18 +174,18 @@ def is_export(path: str | Path) -> bool:
 
 
 def seal(path: Path) -> None:
-    """Put into a file that was just written the checksum that its bytes have."""
+    """Compute the checksum of a new file and write it to the header."""
     file = FileBytes(path)
     where = find_checksum(file)
     if where is None:
-        raise AssertionError("the header just written lacks its entry")
+        raise AssertionError("the new header lacks the entry 'makeweight'")
     with path.open("r+b") as opened:
         opened.seek(where)
         opened.write(_checksum(file, where))
 
 
 def _record(artifact: Artifact) -> str:
-    """The entry of the header, the checksum's digits still zeros."""
+    """The entry of the header, with zeros as digits of the checksum."""
     versions = {name: entry.dist.version for name, entry in installed().items() if entry.dist}
     record: dict[str, Any] = {}
     if artifact.records:
@@ -195,27 +195,27 @@ def _record(artifact: Artifact) -> str:
 
 
 def find_checksum(file: FileBytes) -> int | None:
-    """Where in the file the checksum's digits stand, None in a file that is not ours."""
+    """The offset of the checksum's digits in the file, or None if the file is not an export."""
     header = header_bytes(file)
     found = header.find(KEY)
     return None if found < 0 or found + len(KEY) + 16 > len(header) else 8 + found + len(KEY)
 
 
 def read_foreign(file: FileBytes) -> list[Stored]:
-    """The tensors of a file without our entry. Raises MakeweightError where it looks as if the entry was damaged."""
+    """The tensors of a file that is not an export. Raises MakeweightError if it looks like a damaged export."""
     stored, metadata = read_header(file)
     for name, value in metadata.items():
         if _edits(name, ENTRY) <= 2 or FORM.fullmatch(value):
             raise MakeweightError(
-                f"{file.path} is damaged, or of a later makeweight: its entry {name!r} is not as this one writes it"
+                f"{file.path} is damaged or was written by a later makeweight: its entry {name!r} is invalid"
             )
     if len(stored) == 1 and (stored[0].dtype, len(stored[0].shape)) == ("U8", 1) and stored[0].name in installed():
-        raise MakeweightError(f"{file.path} is damaged: it is coded by plugin {stored[0].name!r}, and lacks its entry")
+        raise MakeweightError(f"{file.path} is damaged: it is coded by plugin {stored[0].name!r} but lacks its entry")
     return stored
 
 
 def _edits(one: str, other: str) -> int:
-    """The edit distance of two words (Levenshtein 1966), at least; exact where their lengths are near."""
+    """The edit distance of two words (Levenshtein 1966); a lower bound if their lengths differ by more than 2."""
     if abs(len(one) - len(other)) > 2:
         return abs(len(one) - len(other))
     row = list(range(len(other) + 1))
@@ -227,7 +227,7 @@ def _edits(one: str, other: str) -> int:
 
 
 def _checksum(file: FileBytes, where: int) -> bytes:
-    """XXH3-64 of the file with the 16 bytes at `where` as zeros, in hex digits."""
+    """The XXH3-64 hash of the file with zeros as the 16 digits at `where`, as 16 hex digits."""
     digest = xxhash.xxh3_64(file[:where])
     digest.update(ZEROS)
     for begin in range(where + 16, len(file), CHUNK):
@@ -237,12 +237,12 @@ def _checksum(file: FileBytes, where: int) -> bytes:
 
 @contextmanager
 def blamed_on(path: str | Path) -> Iterator[None]:
-    """What plugins raise while they decode is the file's fault: an error that names it."""
+    """Turn exceptions of reading or decoding a file into a MakeweightError that names the file."""
     try:
         yield
     except MakeweightError as error:
         raise MakeweightError(f"{path}: {error}") from error
     except MemoryError as error:
-        raise MakeweightError(f"{path} needs more memory than there is") from error
+        raise MakeweightError(f"{path} needs more memory than is available") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise MakeweightError(f"{path} is not as its plugins wrote it: {type(error).__name__}: {error}") from error
+        raise MakeweightError(f"{path} cannot be decoded by its plugins: {type(error).__name__}: {error}") from error

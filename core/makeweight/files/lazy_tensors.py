@@ -1,4 +1,4 @@
-"""Tensors that are read or decoded when they are asked for, so that a large file is gone through one by one."""
+"""A mapping of tensors that are read or decoded on access, so that large files need little memory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 
 class Source(Protocol):
-    """Where a tensor comes from."""
+    """A source that a tensor is read or decoded from."""
 
     def tensor(self) -> torch.Tensor:
-        """The tensor, made anew at each call."""
+        """Read or decode the tensor. Each call returns a new one."""
         ...
 
 
 class LazyTensors(MutableMapping[str, torch.Tensor]):
-    """Tensors by name; what comes from a source is made when it is asked for and not kept."""
+    """Tensors by name. Each access to a tensor with a source reads or decodes it again; nothing is cached."""
 
     def __init__(self, sources: Mapping[str, Source | torch.Tensor]) -> None:
         self.sources = dict(sources)
@@ -42,7 +42,7 @@ class LazyTensors(MutableMapping[str, torch.Tensor]):
 
     @staticmethod
     def within(tensors: Mapping[str, torch.Tensor], context: Callable[[], AbstractContextManager[None]]) -> LazyTensors:
-        """The same tensors, each made within a context that turns errors into those that are meant for people."""
+        """The same tensors, each read inside a new `context()`, such as one that names the file in errors."""
         return LazyTensors({name: _Within(tensors, name, context) for name in tensors})
 
 

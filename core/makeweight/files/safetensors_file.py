@@ -1,6 +1,6 @@
-"""Safetensors files: the header, checked and written, and data written in pieces.
+"""Reads and writes safetensors files with a validated header.
 
-Nothing here needs more memory than one tensor takes, however large the file is.
+Memory use is bounded by the header and the largest piece of data, independent of the size of the file.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from .tensor_bytes import BITS, Layout, Stored
 from .untrusted import parse_json
 
 HEADER_LIMIT = 100_000_000
-"""bytes of header that safetensors itself accepts at most"""
+"""maximum size of the header in bytes, as in the safetensors library"""
 
 
 RANK_LIMIT = 64
-"""dimensions of a tensor, as many as torch allows"""
+"""maximum number of dimensions of a tensor, as in torch"""
 
 
 MOST_TENSORS, LONGEST_NAME = 1 << 17, 1 << 10
-"""tensors of a file, and characters of a name, that are read"""
+"""maximum number of tensors in a file, and of characters in a name"""
 
 
 def header_bytes(file: FileBytes) -> bytes:
-    """The header of a safetensors file, its length checked against the file before it is read."""
+    """The header of a safetensors file. Its length is checked before it is read. Raises MakeweightError."""
     length = int.from_bytes(file[:8], "little")
     if len(file) < 9 or length > HEADER_LIMIT or bytes(file[8:9]) != b"{":
         raise MakeweightError(f"{file.path} is not a safetensors file")
     if 8 + length > len(file):
-        raise MakeweightError(f"{file.path} is cut short: its header has {length} bytes, the file {len(file)}")
+        raise MakeweightError(f"{file.path} is truncated: its header has {length} bytes, the file {len(file)}")
     return bytes(file[8 : 8 + length])
 
 
 def read_header(file: FileBytes) -> tuple[list[Stored], dict[str, str]]:
-    """The tensors of a safetensors file in the order of their bytes, and its metadata.
+    """The tensors of a safetensors file in the order of their offsets, and its metadata.
 
-    Raises MakeweightError where the header is not as safetensors has it, or does not say what each byte belongs to.
+    Raises MakeweightError if the header is invalid, or if the tensors do not cover the data without gaps and overlaps.
     """
     text = header_bytes(file)
     try:
@@ -49,20 +49,20 @@ def read_header(file: FileBytes) -> tuple[list[Stored], dict[str, str]]:
         metadata = header.pop("__metadata__", None) or {}
         ranges = {name: (*each["data_offsets"], each["dtype"], each["shape"]) for name, each in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise MakeweightError(f"{file.path} is damaged: its header is not that of a safetensors file") from error
+        raise MakeweightError(f"{file.path} is damaged: its header is not a safetensors header") from error
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise MakeweightError(f"{file.path} is damaged: its metadata is no table of text")
+        raise MakeweightError(f"{file.path} is damaged: its metadata is not a table of strings")
     try:
         check_names(len(ranges), ranges)
     except MakeweightError as error:
         raise MakeweightError(f"{file.path}: {error}") from error
     for name, facts in ranges.items():
-        if problem := _problem(*facts) if len(facts) == 4 else "has offsets that are no pair":
+        if problem := _problem(*facts) if len(facts) == 4 else "has offsets that are not a pair":
             raise MakeweightError(f"{file.path} is damaged: {name!r} {problem}")
     stored, at, start = [], 0, 8 + len(text)
     for name, (begin, end, dtype, shape) in sorted(ranges.items(), key=lambda item: item[1][:2]):
         if begin != at or start + end > len(file):
-            raise MakeweightError(f"{file.path} is damaged: {name!r} lies at bytes {begin} to {end}, out of place")
+            raise MakeweightError(f"{file.path} is damaged: {name!r} has wrong offsets, {begin} to {end}")
         stored.append(Stored(name, dtype, tuple(shape), file.part(start + begin, start + end)))
         at = end
     if start + at != len(file):
@@ -71,7 +71,7 @@ def read_header(file: FileBytes) -> tuple[list[Stored], dict[str, str]]:
 
 
 def check_names(count: int, names: Iterable[str] = ()) -> None:
-    """Raise MakeweightError for more tensors than are read from a file, or for a name that is too long."""
+    """Raise MakeweightError if a file has too many tensors or a name is too long."""
     if count > MOST_TENSORS:
         raise MakeweightError(f"it holds {count:,} tensors: expected at most {MOST_TENSORS:,}")
     for name in names:
@@ -80,22 +80,22 @@ def check_names(count: int, names: Iterable[str] = ()) -> None:
 
 
 def _problem(begin: Any, end: Any, dtype: Any, shape: Any) -> str:
-    """What is wrong with an entry of a header; nothing where it is right."""
+    """A description of the error in an entry of a header, or an empty string if the entry is valid."""
     if not isinstance(shape, list) or len(shape) > RANK_LIMIT:
-        return f"has a shape that is no list of at most {RANK_LIMIT} numbers"
+        return f"has a shape that is not a list of at most {RANK_LIMIT} numbers"
     if any(type(number) is not int or not 0 <= number < 1 << 63 for number in (begin, end, *shape)):
-        return "has a shape or offsets that are no counts"
+        return "has a shape or offsets that are not integers from 0 to 2^63 - 1"
     if math.prod(max(number, 1) for number in shape) >= 1 << 63:
         return f"has the shape {shape}, which is too large"
     if not isinstance(dtype, str) or dtype not in BITS:
-        return f"is of dtype {dtype!r}, not one of {', '.join(BITS)}"
+        return f"has dtype {dtype!r}: expected one of {', '.join(BITS)}"
     if 8 * (end - begin) != BITS[dtype] * math.prod(shape):
-        return f"has {end - begin} bytes, which are no {dtype} of shape {shape}"
+        return f"has {end - begin} bytes, which do not fit {dtype} of shape {shape}"
     return ""
 
 
 def header_size(tensors: Iterable[Layout], metadata: Mapping[str, str]) -> int:
-    """The bytes before the data of a safetensors file."""
+    """The number of bytes before the data of a safetensors file: the length field and the header."""
     return 8 + len(_header(tensors, metadata))
 
 
@@ -110,9 +110,10 @@ def _header(tensors: Iterable[Layout], metadata: Mapping[str, str]) -> bytes:
 
 
 def write_in_pieces(path: Path, tensors: Iterable[Layout], metadata: Mapping[str, str], pieces: Iterable[Any]) -> None:
-    """Write a safetensors file whose data come in pieces of any length, the tensors' one after the other.
+    """Write a safetensors file. `pieces` are byte buffers of any length that together form the data of all tensors.
 
-    Its bytes are those of safetensors' own writer for tensors in this order.
+    The file equals that of the safetensors library for tensors in this order. Raises AssertionError if the total length
+    of the pieces is wrong.
     """
     tensors = list(tensors)
     header, expected = _header(tensors, metadata), sum(size for *_, size in tensors)
@@ -120,4 +121,4 @@ def write_in_pieces(path: Path, tensors: Iterable[Layout], metadata: Mapping[str
         file.write(len(header).to_bytes(8, "little") + header)
         written = sum(file.write(piece) for piece in pieces)
     if written != expected:
-        raise AssertionError(f"{written} bytes came for tensors of {expected}")
+        raise AssertionError(f"{written} bytes were written for tensors of {expected} bytes")

@@ -1,4 +1,4 @@
-"""A tensor as bytes, and back: dtypes, layouts, and the tensors of a file."""
+"""Conversion between tensors and bytes: dtypes, layouts, and tensors stored in a file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DTYPES = {
 
 
 BITS = {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()} | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
-"""of an element, by safetensors' names; torch lacks some of them"""
+"""bits per element by safetensors dtype; torch does not have the last three"""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: what the header says of it, and its bytes."""
+    """A tensor in a file: its header entry and its bytes."""
 
     name: str
     dtype: str
@@ -33,28 +33,28 @@ class Stored:
     bytes: FileBytes
 
     def tensor(self) -> torch.Tensor:
-        """The tensor, read. Raises MakeweightError for a dtype that torch has not."""
+        """Read the tensor. Raises MakeweightError for a dtype that torch does not have."""
         if self.dtype not in DTYPES:
-            raise MakeweightError(f"{self.bytes.path}: {self.name!r} is of dtype {self.dtype}, which torch has not")
+            raise MakeweightError(f"{self.bytes.path}: {self.name!r} has dtype {self.dtype}, which torch does not have")
         if not len(self.bytes):
             return torch.empty(self.shape, dtype=DTYPES[self.dtype])
         return torch.frombuffer(self.bytes.read(), dtype=DTYPES[self.dtype]).reshape(self.shape)
 
 
 Layout = tuple[str, str, tuple[int, ...], int]
-"""a tensor's name, dtype, shape and bytes"""
+"""name, safetensors dtype, shape and size in bytes of a tensor"""
 
 
 def layout_of(name: str, tensor: torch.Tensor) -> Layout:
-    """What a header says of a tensor. Raises MakeweightError for a dtype that safetensors has not."""
+    """The layout of a tensor. Raises MakeweightError for a dtype that safetensors does not have."""
     for dtype, each in DTYPES.items():
         if each == tensor.dtype:
             return name, dtype, tuple(tensor.shape), tensor.nbytes
-    raise MakeweightError(f"{name!r} is of {tensor.dtype}, which a safetensors file cannot hold")
+    raise MakeweightError(f"{name!r} has dtype {tensor.dtype}, which a safetensors file cannot hold")
 
 
 def bytes_of(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor's elements as safetensors has them: uint8 [bytes]."""
+    """The elements of a tensor as in a safetensors file: uint8 [bytes]."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     array: np.ndarray = flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
     return array

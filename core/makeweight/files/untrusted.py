@@ -1,6 +1,6 @@
-"""JSON and YAML from files that anyone may have written: bounded in size, depth, aliases and digits, and finite.
+"""Parses JSON and YAML of untrusted files, with bounds on size, depth, aliases and digits, and only finite numbers.
 
-All functions raise ValueError, with what is wrong, for what is outside these bounds or is not JSON or YAML at all.
+All functions raise ValueError, with the reason, if a text exceeds these bounds or is not valid JSON or YAML.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 MOST_BYTES = 64 << 20
-"""of a JSON file, unless another limit is given"""
+"""default maximum size of a JSON file"""
 MOST_YAML = 1 << 17
-"""characters of YAML, which is parsed in pure Python: seconds of it"""
+"""maximum number of characters of YAML; the pure Python parser takes seconds for it"""
 DEEPEST = 64
-"""tables and lists within each other"""
+"""maximum nesting depth of tables and lists"""
 MOST_VALUES, MOST_YAML_VALUES = 1 << 22, 100_000
-"""values of JSON, and of YAML with its aliases written out"""
+"""maximum number of values of JSON, and of YAML with expanded aliases"""
 LONGEST_NUMBER = 100
-"""digits of a number"""
+"""maximum number of digits of a number"""
 
 
 def read_text(path: Path, limit: int = MOST_BYTES) -> str:
-    """A text file of at most `limit` bytes. Raises OSError where it cannot be read."""
+    """The content of a UTF-8 file of at most `limit` bytes. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -40,12 +40,12 @@ def read_text(path: Path, limit: int = MOST_BYTES) -> str:
 
 
 def read_json(path: Path, limit: int = MOST_BYTES) -> Any:
-    """The value of a JSON file. Raises OSError where it cannot be read."""
+    """The value of a JSON file of at most `limit` bytes. Raises OSError if it cannot be read."""
     return parse_json(read_text(path, limit))
 
 
 def parse_json(text: str | bytes, non_finite: bool = False) -> Any:
-    """The value of JSON text. `non_finite`: NaN and infinities, which Python's writer writes, are read as None."""
+    """The value of JSON text. With `non_finite`, NaN and infinities, as Python's `json` writes them, become None."""
 
     def constant(name: str) -> None:
         if not non_finite:
@@ -64,7 +64,7 @@ def parse_json(text: str | bytes, non_finite: bool = False) -> Any:
             raise ValueError(f"it has more than {MOST_VALUES:,} values")
         value = json.loads(text, parse_constant=constant, parse_float=real, parse_int=lambda each: int(_bounded(each)))
         if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+            json.dumps(value, ensure_ascii=False).encode()  # raises UnicodeError for an unpaired surrogate
     except UnicodeError as error:
         raise ValueError("it is not text") from error
     except RecursionError as error:
@@ -74,7 +74,7 @@ def parse_json(text: str | bytes, non_finite: bool = False) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of YAML 1.2, where `1e-3` is a number, `no` a word and `010` ten; in YAML 1.1 none of them is."""
+    """The value of YAML 1.2 text. Unlike in YAML 1.1, `1e-3` is a number, `no` is a string and `010` is ten."""
     if len(text) > MOST_YAML:
         raise ValueError(f"it has more than {MOST_YAML:,} characters")
     try:
@@ -87,21 +87,21 @@ def parse_yaml(text: str) -> Any:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except (TypeError, OverflowError, LookupError, AssertionError, AttributeError, NotImplementedError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error  # ruamel's own, on a key that is a list
+        raise ValueError(f"{type(error).__name__}: {error}") from error  # ruamel fails so for a list as a key
     _check_plain(value)
     return value
 
 
 def _check_events(events: Iterable[Any]) -> None:
-    """Bound what YAML text comes to with its aliases written out, before any of it is made."""
-    sizes: dict[str, int] = {}  # values of each anchor
-    open_ones: list[tuple[str | None, int]] = []  # anchors of the collections around, and the count before each
+    """Bound the size of YAML with expanded aliases from its events, before any value is constructed."""
+    sizes: dict[str, int] = {}  # number of values under each anchor
+    open_ones: list[tuple[str | None, int]] = []  # (anchor, count at its start) of each enclosing collection
     count = 0
     for event in events:
         if isinstance(event, CollectionStartEvent):
             open_ones.append((event.anchor, count))
             if event.anchor is not None:
-                sizes[event.anchor] = MOST_YAML_VALUES  # one that holds itself has no end
+                sizes[event.anchor] = MOST_YAML_VALUES  # until it is closed: an alias to itself is endless
         elif isinstance(event, CollectionEndEvent):
             anchor, before = open_ones.pop()
             if anchor is not None:
@@ -111,7 +111,7 @@ def _check_events(events: Iterable[Any]) -> None:
         is_value = isinstance(event, ScalarEvent | CollectionStartEvent)
         count += sizes.get(event.anchor, 1) if isinstance(event, AliasEvent) else is_value
         if count > MOST_YAML_VALUES:
-            raise ValueError(f"it has more than {MOST_YAML_VALUES:,} values, aliases written out")
+            raise ValueError(f"it has more than {MOST_YAML_VALUES:,} values with expanded aliases")
         if len(open_ones) > DEEPEST:
             raise ValueError("it is nested too deeply")
         if isinstance(event, ScalarEvent) and event.implicit[0]:
@@ -119,7 +119,7 @@ def _check_events(events: Iterable[Any]) -> None:
 
 
 def _check_digits(text: str) -> None:
-    """Refuse a plain scalar that YAML may take for an endless number."""
+    """Raise ValueError for a plain scalar that YAML may parse as a very long number."""
     if len(text) > LONGEST_NUMBER and text.lstrip("+-.")[:1].isdigit() and " " not in text:
         raise ValueError(f"it holds a number of {len(text):,} digits")
 
@@ -146,15 +146,15 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def _check_plain(value: Any) -> None:
-    """Refuse NaN and infinities (`.nan`, `.inf`, 1e999), and what JSON has no word for: dates, sets, bytes."""
+    """Raise ValueError for NaN and infinities (`.nan`, `.inf`, 1e999), and for types that JSON lacks: dates, sets."""
     rest = [value]
     while rest:
         each = rest.pop()
         if isinstance(each, float) and not abs(each) < float("inf"):
             raise ValueError(f"it holds the number {each}")
         if isinstance(each, str):
-            each.encode()  # half of a surrogate pair is no text
-            with suppress(YAMLError):  # jsonargparse takes text in an option's place for YAML, and has no bounds
+            each.encode()  # raises UnicodeError, a ValueError, for an unpaired surrogate
+            with suppress(YAMLError):  # jsonargparse parses the string of an option as YAML without any bounds
                 _check_events(YAML(typ="safe", pure=True).parse(each))
         if not isinstance(each, str | int | float | list | dict | None):
             raise ValueError(f"it holds a {type(each).__name__}: expected text, numbers, lists and tables")

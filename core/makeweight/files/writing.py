@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writes files atomically: a file has its complete content or does not exist."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from ..errors import MakeweightError
 
 ASIDE = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
-"""names that `aside_name` gives"""
+"""names that `aside_name` returns"""
 
 
 class UnwritableError(MakeweightError):
-    """A file cannot be written: the disk is full, the folder read-only, a device has its name, …"""
+    """A file cannot be written, for example because the disk is full or the folder is read-only."""
 
     def __init__(self, path: Path, reason: object) -> None:
         super().__init__(f"{path} cannot be written: {getattr(reason, 'strerror', None) or reason}")
@@ -31,9 +31,10 @@ class UnwritableError(MakeweightError):
 
 @contextmanager
 def written_aside(path: Path, mode: int = 0o666) -> Iterator[Path]:
-    """A path beside `path` to write to; it is synced and renamed to `path` at the end, and removed on an error.
+    """Yield a temporary file next to `path`. On exit it is synced and renamed to `path`; on an error it is removed.
 
-    The file is there already, empty, with `mode` less the umask. Raises MakeweightError where it cannot be written.
+    The temporary file already exists and is empty; its permissions are `mode` minus the umask. Raises MakeweightError
+    if the file cannot be written.
     """
     aside = aside_name(path)
     try:
@@ -53,9 +54,9 @@ def written_aside(path: Path, mode: int = 0o666) -> Iterator[Path]:
 
 @contextmanager
 def spool_beside(path: Path) -> Iterator[BinaryIO]:
-    """A file without a name where `path` is to be, for what has to wait until it can be written; gone at the end.
+    """Yield an anonymous temporary file in the folder of `path`, for data that is needed until `path` is written.
 
-    Raises MakeweightError where it cannot be written.
+    It is removed on exit. Raises MakeweightError if it cannot be written.
     """
     try:
         check_target(path)
@@ -67,13 +68,13 @@ def spool_beside(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, wholly or not at all."""
+    """Write a UTF-8 text file atomically. Raises MakeweightError if it cannot be written."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """A value as a line of JSON, or as a page with `indent`. Numbers that are not finite are null: JSON lacks them."""
+    """A value as a line of JSON, or as several lines with `indent`. NaN and infinities become null: JSON lacks them."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n"
 
 
@@ -86,9 +87,9 @@ def _finite(value: Any) -> Any:
 
 
 def check_target(path: Path) -> None:
-    """Raise MakeweightError where `path` is there and is no regular file.
+    """Raise MakeweightError if `path` exists and is not a regular file.
 
-    A rename would replace /dev/null, or a link, by a file; writing to a pipe would wait for a reader.
+    Renaming a file to `path` would replace a link or a device such as /dev/null; writing to a pipe would block.
     """
     try:
         mode = path.lstat().st_mode
@@ -101,19 +102,19 @@ def check_target(path: Path) -> None:
 
 
 def aside_name(path: Path) -> Path:
-    """A hidden name beside `path` that nobody can foresee."""
+    """A hidden, unpredictable name in the folder of `path`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the files that killed processes were writing in this folder; nobody may be writing there now."""
+    """Remove temporary files that killed processes left in a folder. No other process may write to it."""
     for path in folder.iterdir():
         if ASIDE.fullmatch(path.name) and path.is_file() and not path.is_symlink():
             path.unlink()
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    """Wait until the content of a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,1 +1,1 @@
-"""Models by name, their layers, their state, and their structure with its records."""
+"""Models by name, their layers and state, and recorded changes of their structure."""

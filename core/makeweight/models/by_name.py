@@ -1,4 +1,4 @@
-"""Models by name, shaped to the data."""
+"""Builds models by name, with input and output sizes from the data."""
 
 from __future__ import annotations
 
@@ -27,31 +27,32 @@ CONVOLUTION = ("kernel_size", "stride", "padding", "dilation", "groups", "paddin
 
 
 def smallest_image(name: str) -> int:
-    """The least height and width to which images are brought for a model; a user's own takes them as they are."""
+    """The minimum height and width of images for a model in pixels; 1 for models of the user."""
     return 1 if is_reference(name) else SMALLEST.get(name, SMALLEST_OTHER)
 
 
 def is_reference(name: str) -> bool:
-    """Whether a model is named as `package.module:function`."""
+    """Whether a model name has the form `package.module:function`."""
     return ":" in name and not name.startswith("timm:")
 
 
 def check(name: str) -> None:
-    """Raise UsageError for a name that no model has, before any data is read."""
+    """Raise UsageError for an unknown model name. Called before any data is read."""
     if name in OWN:
         return
     if name.startswith("timm:"):
         _timm_name(name)
-    elif is_reference(name):
+    elif is_reference(name) or name.endswith(".py"):
         resolve(name, "model")
     elif name not in _torchvision_names():
         raise UsageError(f"unknown model {name!r}: {did_you_mean(name, [*OWN, *_torchvision_names()])}")
 
 
 def build(name: str, input_shape: tuple[int, ...], num_classes: int | None, seed: int = 0) -> nn.Module:
-    """A freshly initialised model for examples of shape `input_shape` (C, H, W for images).
+    """A newly initialised model for examples of shape `input_shape`, (C, H, W) for images.
 
-    `package.module:function` is called with those of input_shape, in_channels and num_classes that it takes.
+    A function `package.module:function` is called with those of the arguments input_shape, in_channels and num_classes
+    that it accepts. Raises UsageError if the model is unknown or does not fit the data.
     """
     check(name)
     with torch.random.fork_rng():
@@ -60,8 +61,8 @@ def build(name: str, input_shape: tuple[int, ...], num_classes: int | None, seed
             return _from_reference(name, input_shape, num_classes)
         if num_classes is None or len(input_shape) != 3:
             raise UsageError(
-                f"model {name} needs images [C, H, W] and the number of classes: the data gives "
-                f"{list(input_shape)} and {num_classes}; it may return makeweight.Data(train, test, num_classes=…)"
+                f"model {name} needs images [C, H, W] and the number of classes: the data has "
+                f"{list(input_shape)} and {num_classes}; return makeweight.Data(train, test, num_classes=…)"
             )
         if name in OWN:
             return OWN[name](input_shape, num_classes)
@@ -79,20 +80,20 @@ def _from_reference(name: str, input_shape: tuple[int, ...], num_classes: int | 
     taken = {key: value for key, value in offered.items() if key in inspect.signature(function).parameters}
     model = function(**taken)
     if not isinstance(model, nn.Module):
-        raise UsageError(f"model {name} gave a {type(model).__name__}: expected a torch.nn.Module")
+        raise UsageError(f"model {name} returned a {type(model).__name__}: expected a torch.nn.Module")
     return model
 
 
 def _from_torchvision(name: str, in_channels: int, num_classes: int) -> nn.Module:
     from torchvision.models import get_model
 
-    # These two return auxiliary outputs while training unless told not to.
+    # By default, these two models return auxiliary outputs in training mode.
     extra: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     return with_input_channels(get_model(name, weights=None, num_classes=num_classes, **extra), in_channels)
 
 
 def with_input_channels(model: nn.Module, in_channels: int) -> nn.Module:
-    """The model with its first convolution made anew where it takes another number of channels than the data has."""
+    """The model; its first convolution is replaced by a new one if its number of input channels differs."""
     for name, conv in model.named_modules():
         if isinstance(conv, nn.Conv2d):
             if conv.in_channels != in_channels:
@@ -116,6 +117,13 @@ def _timm_name(name: str) -> str:
     except ImportError as error:
         raise UsageError(f"model {name} needs timm: pip install 'makeweight[timm]'") from error
     known = timm.list_models()
-    if (short := name.removeprefix("timm:")) not in known and short.partition(".")[0] not in known:
+    short = name.removeprefix("timm:")
+    architecture, tagged, _ = short.partition(".")
+    if architecture not in known:
         raise UsageError(f"unknown model {name!r}: {did_you_mean(short, known)}")
+    try:
+        timm.models.get_pretrained_cfg(short if tagged else architecture)
+    except RuntimeError as error:  # an unknown tag
+        trained = timm.list_models(f"{architecture}.*", pretrained=True)
+        raise UsageError(f"unknown model {name!r}: {did_you_mean(short, trained)}") from error
     return short

@@ -1,4 +1,4 @@
-"""Layers by glob, and the weight that the optimizer updates."""
+"""Finds layers by glob, and the parameters that the optimizer updates."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Value = TypeVar("Value")
 
 
 def weight_name(layer: str) -> str:
-    """The name of a layer's weight in the state dict; the layer '' is the model itself."""
+    """The name of a layer's weight in the state dict. The layer '' is the model itself."""
     return f"{layer}.weight" if layer else "weight"
 
 
 def layers(model: nn.Module, glob: str = "*") -> dict[str, nn.Module]:
-    """The layers (every Linear and Conv) whose name matches, in the model's order; one of those with a tied weight.
+    """The Linear and Conv layers whose names match `glob`, in model order. Of layers with tied weights, the first one.
 
-    Raises UsageError when there is none.
+    Raises UsageError if no layer matches.
     """
     named = {name: module for name, module in model.named_modules() if isinstance(module, KINDS)}
     firsts = {id(leaf_weight(module)): name for name, module in reversed(named.items())}
@@ -33,9 +33,10 @@ def layers(model: nn.Module, glob: str = "*") -> dict[str, nn.Module]:
 
 
 def by_glob(model: nn.Module, value: Value | dict[str, Value], glob: str = "*") -> dict[str, Value]:
-    """What an option that is a value or a table by layer glob says for each layer: the last match holds.
+    """The value of an option for each layer. The option is a single value for layers that match `glob`, or a table.
 
-    A layer that no glob of the table matches is left out; a glob that matches no layer raises UsageError.
+    A table maps globs to values; the last matching glob decides. Layers without a match are left out. Raises UsageError
+    for a glob that matches no layer.
     """
     table = value if isinstance(value, dict) else {glob: value}
     chosen = {name: each for pattern, each in table.items() for name in layers(model, pattern)}
@@ -43,9 +44,9 @@ def by_glob(model: nn.Module, value: Value | dict[str, Value], glob: str = "*") 
 
 
 def parameter(model: nn.Module, name: str) -> nn.Parameter:
-    """The parameter that the optimizer updates under a plain name, `fc1.weight`, whether or not it is parametrized.
+    """The parameter with a plain name such as `fc1.weight`; if it is parametrized, the original that is trained.
 
-    Raises KeyError for a name that the model does not have.
+    Raises KeyError if the model has no such parameter.
     """
     layer, _, kind = name.rpartition(".")
     try:
@@ -60,8 +61,8 @@ def parameter(model: nn.Module, name: str) -> nn.Parameter:
 
 
 def leaf_weight(module: nn.Module) -> nn.Parameter:
-    """The weight that the optimizer updates: the one behind the parametrization where there is one."""
-    weight = module._parameters.get("weight")  # asking torch whether it is parametrized costs ten times as much
+    """The weight of a layer; if it is parametrized, the original that is trained."""
+    weight = module._parameters.get("weight")  # ten times faster than parametrize.is_parametrized
     if weight is None:
         weight = module.parametrizations["weight"].original  # type: ignore[index,union-attr]
     assert weight is not None

@@ -23,7 +23,7 @@ class LeNet300(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 as in Caffe: two convolutions and two fully connected layers, 431,080 parameters on MNIST."""
+    """LeNet-5 in Caffe's variant: two convolutions and two fully connected layers, 431,080 parameters on MNIST."""
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Training and evaluation mode: each module keeps its own, so that what a user froze stays frozen."""
+"""Switches between training and evaluation mode, and preserves modules that the user set to evaluation mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval; afterwards each is put back into its own mode. Gradients are left as they are."""
+    """Set every module to evaluation mode inside the context, and restore each module's mode after it.
+
+    Gradients are not disabled.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -21,6 +24,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def begin_training(model: nn.Module) -> None:
-    """Put a model that is in eval as a whole into training mode; in any other, each module's own mode is meant."""
+    """Set a model in evaluation mode to training mode. In a model in training mode, every module keeps its own mode."""
     if not model.training:
         model.train()

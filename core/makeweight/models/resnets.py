@@ -1,4 +1,4 @@
-"""Residual networks for small images: a 3×3 stem, and no pooling before the stages."""
+"""Residual networks for small images: a 3×3 first convolution, and no pooling before the stages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.nn.functional import pad
 class Block(nn.Module):
     """Two 3×3 convolutions with batch norm, added to the shortcut (He et al. 2016, figure 2).
 
-    Where the shape changes the shortcut takes every second place and, as the paper's networks for CIFAR do (option A,
-    section 4.2), fills the new channels with zeros; with `projection` it is a 1×1 convolution (option B).
+    If the shape changes, the shortcut subsamples with stride 2 and pads new channels with zeros (option A, used for
+    CIFAR in section 4.2). With `projection`, it is a 1×1 convolution with batch norm instead (option B).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, projection: bool) -> None:
@@ -44,7 +44,10 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A 3×3 convolution, stages `layer1`, `layer2`, … of blocks, each half as large as the last, and a classifier."""
+    """A 3×3 convolution, stages `layer1`, `layer2`, … of blocks that each halve height and width, and a classifier.
+
+    The first stage keeps the size. `blocks` and `widths` are the numbers of blocks and of channels of each stage.
+    """
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int, blocks: Sequence[int],
                  widths: Sequence[int], projection: bool = False) -> None:  # fmt: skip
@@ -74,4 +77,4 @@ class ResNet(nn.Module):
 RESNETS = {
     f"resnet{6 * count + 2}": partial(ResNet, blocks=[count] * 3, widths=[16, 32, 64]) for count in (3, 5, 7, 9, 18)
 } | {"cifar-resnet18": partial(ResNet, blocks=[2] * 4, widths=[64, 128, 256, 512], projection=True)}
-"""resnet20, 32, 44, 56 and 110 of He et al. 2016, section 4.2, and ResNet-18 with a stem for images of 32×32."""
+"""resnet20, 32, 44, 56 and 110 of He et al. 2016, section 4.2, and ResNet-18 with a 3×3 first convolution for 32×32"""

@@ -1,4 +1,4 @@
-"""A model's tensors by name: realised, as they are exported, or plain, behind parametrizations; and put back."""
+"""State dicts of models with parametrizations: computed values, original values, and loading."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..errors import MakeweightError, did_you_mean
 
 PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.")
 ORIGINAL = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original$")
-"""the end of the name of a tensor behind a parametrization"""
+"""name of the original tensor of a parametrization"""
 
 
 def exported_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with every parametrization realised (`fc1.weight`) and tied tensors once, by their first name."""
+    """The state dict with the computed value of each parametrized tensor (`fc1.weight`), without tied duplicates."""
     return untied(_without_parametrizations(model, lambda module, name: getattr(module, name).detach()))
 
 
 def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict that the model would have without its parametrizations: the tensors behind them."""
+    """The state dict of the model without its parametrizations: the original tensors, without tied duplicates."""
 
     def behind(module: nn.Module, name: str) -> torch.Tensor:
         found: torch.Tensor | None = getattr(module.parametrizations[name], "original", None)  # type: ignore[index]
@@ -47,7 +47,7 @@ def _without_parametrizations(
 
 
 def attached_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a model's state dict has beyond `plain_state`: the parametrizations' own parameters and buffers."""
+    """The part of the state dict that is not in `plain_state`: parameters and buffers of the parametrizations."""
     state = model.state_dict()
     return {name: state[name] for name in state if PARAMETRIZED.search(name) and not ORIGINAL.search(name)}
 
@@ -55,13 +55,13 @@ def attached_state(model: nn.Module) -> dict[str, torch.Tensor]:
 def whole_state(
     model: nn.Module, plain: Mapping[str, torch.Tensor], attached: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """A model's state dict from the two parts. Raises KeyError where one of them lacks a tensor."""
+    """The state dict of a model from its plain and its attached part. Raises KeyError if a tensor is missing."""
     names = untied(model.state_dict())
     return {name: attached[name] if name in attached else plain[ORIGINAL.sub(r"\1\2", name)] for name in names}
 
 
 def untied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without the second and further names of the same memory."""
+    """The state dict without tied duplicates: of several names for the same memory, only the first."""
     seen: dict[tuple[Any, ...], str] = {}
     for name, tensor in state.items():
         if isinstance(tensor, torch.Tensor):
@@ -71,27 +71,28 @@ def untied(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def restore(model: nn.Module, tensors: Mapping[str, torch.Tensor], where: str, exact: bool = False) -> None:
-    """Copy tensors into a model. Raises MakeweightError, naming `where`, when names or shapes are another model's.
+    """Copy tensors into a model. `where` names their source in messages.
 
-    With `exact` dtypes have to be the model's too; without it complex numbers are not taken for real ones.
+    Raises MakeweightError if names or shapes differ from the model's, or if complex tensors are given for real ones.
+    With `exact`, all dtypes must be equal, too.
     """
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise MakeweightError(f"{where}: holds something else than tensors")
+        raise MakeweightError(f"{where}: holds values that are not tensors")
     own = model.state_dict()
     needed = untied(own)
     if missing := [name for name in needed if name not in tensors]:
-        near = did_you_mean(missing[0], tensors) if len(tensors) < 30 else "it is of another model"
-        raise MakeweightError(f"{where}: the model's {missing[0]!r} is not in it: {near}")
+        near = did_you_mean(missing[0], tensors) if len(tensors) < 30 else "it belongs to another model"
+        raise MakeweightError(f"{where}: tensor {missing[0]!r} of the model is missing: {near}")
     if unknown := [name for name in tensors if name not in own]:
-        raise MakeweightError(f"{where}: holds {unknown[0]!r}, which the model has not: it is of another model")
+        raise MakeweightError(f"{where}: holds {unknown[0]!r}, unknown to the model: it belongs to another model")
     for name in needed:
         if tensors[name].shape != own[name].shape:
             raise MakeweightError(
-                f"{where}: {name!r} has shape {list(tensors[name].shape)}, the model's has {list(own[name].shape)}"
+                f"{where}: {name!r} has shape {list(tensors[name].shape)}: expected {list(own[name].shape)}"
             )
         given, expected = tensors[name].dtype, own[name].dtype
         if given != expected and (exact or (given.is_complex and not expected.is_complex)):
-            raise MakeweightError(f"{where}: {name!r} is of {given}, the model's is of {expected}")
+            raise MakeweightError(f"{where}: {name!r} has dtype {given}: expected {expected}")
     with torch.no_grad():
         for name in needed:
             own[name].copy_(tensors[name])

@@ -1,7 +1,7 @@
-"""Structure: what plugins decided about a network's modules, as records, and the network built again from them.
+"""Builds recorded changes of structure on networks, and validates records.
 
-A record is a JSON table with a `number` of its own. Records stand in exports and checkpoints in the order in which
-they were decided; a network remembers them (`Lineage`), so that a run that starts from one carries them on.
+A record is a JSON table with a `number`, the version of its format. Exports and checkpoints contain the records of a
+network in order. A network also stores its records (`Lineage`), so that a run that starts from it keeps them.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from torch import Tensor, nn
 
 from ..discovery import installed, load_class
 from ..errors import MakeweightError, UsageError
-from ..plugins import Plugins
+from ..plugin_manager import Plugins
 from .copies import meta_copy, transient
 from .layers import parameter
 from .records import Lineage, Record, check_number, lineage_of, records_of
 from .state import untied
 
 SPARE_BUFFERS = 16 << 20
-"""bytes of buffers outside the state dict that a record may add at most"""
+"""maximum size in bytes of buffers outside the state dict that records may add"""
 
 
 @dataclass
 class Structure:
-    """A plugin's decision on another structure, which its `on_build` carries out.
+    """A new structure that a plugin returns from `on_structure`, and that its `on_build` builds.
 
-    `record` is JSON with a whole `number`, and holds all that `on_build` needs. `tensors` are the values of new
-    parameters and buffers by name; what is not among them keeps its value where name and shape stay. `kept` says, by
-    parameter and dimension, which indices were kept; masks and other state by channel follow it.
+    `record` is a JSON table with an integer `number` and everything that `on_build` needs. `tensors` are the values of
+    new parameters and buffers by name; other tensors keep their value if name and shape stay the same. `kept` maps
+    parameter name and dimension to the indices that were kept; masks and other per-channel state are indexed by it.
     """
 
     record: dict[str, Any]
@@ -42,16 +42,17 @@ class Structure:
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    """Put a module in the place of the one of that name, with its mode, and frozen if all of it was. Returns it.
+    """Replace the submodule `name` of a model. Returns the new module.
 
-    Raises MakeweightError for a name that the model does not have.
+    The new module gets the mode (training or eval) of the old one, and is frozen if all parameters of the old one were.
+    Raises MakeweightError if the model has no such submodule.
     """
     try:
         old = model.get_submodule(name)
     except AttributeError as error:
-        raise MakeweightError(f"the model has no module {name!r}: it is another model") from error
+        raise MakeweightError(f"the model has no module {name!r}: expected another model") from error
     if not name:
-        raise MakeweightError("the model is a single layer: put it into an nn.Sequential to change its structure")
+        raise MakeweightError("the model is a single layer: wrap it in nn.Sequential to change its structure")
     parameters = list(old.parameters())
     if parameters and not any(parameter.requires_grad for parameter in parameters):
         module.requires_grad_(False)
@@ -60,9 +61,10 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
 
 def build(model: nn.Module, record: Record, plugins: Plugins | None = None) -> None:
-    """Give a network the structure of a record, and let it remember it. `plugins` are those of the run, if any.
+    """Build the structure of a record on `model` in place, and append the record to the model's lineage.
 
-    Raises MakeweightError for a record that its plugin cannot build.
+    `plugins` are the plugins of the run; without them, a plugin with default options is used. Raises MakeweightError if
+    the plugin is not installed or cannot build the record.
     """
     builder = plugins if plugins is not None and record.plugin in plugins.by_name else _by_default(record)
     with _explained(record):
@@ -75,7 +77,7 @@ def build(model: nn.Module, record: Record, plugins: Plugins | None = None) -> N
 
 
 def rebuilt(original: nn.Module, records: Iterable[Record], plugins: Plugins | None = None) -> nn.Module:
-    """A copy of the original on the CPU with the structure of these records, the first ones of which it may have."""
+    """A copy of `original` on the CPU with the structure of `records`; `original` may already have the first ones."""
     model = copy.deepcopy(original).cpu()
     for record in pending(model, records):
         build(model, record, plugins)
@@ -83,10 +85,10 @@ def rebuilt(original: nn.Module, records: Iterable[Record], plugins: Plugins | N
 
 
 def pending(model: nn.Module, records: Iterable[Record]) -> list[Record]:
-    """The records that the model does not have yet. Raises MakeweightError where it has others."""
+    """The records that the model does not have yet. Raises MakeweightError if it has different ones."""
     records, there = list(records), records_of(model)
     if [(each.plugin, each.record) for each in records[: len(there)]] != [(each.plugin, each.record) for each in there]:
-        raise MakeweightError("the model's structure was changed in another way: give the original model")
+        raise MakeweightError("the model's structure differs from the records: expected the original model")
     return records[len(there) :]
 
 
@@ -97,10 +99,10 @@ def check_records(
     apart: tuple[str, ...] = (),
     plugins: Plugins | None = None,
 ) -> None:
-    """Build records on a copy without memory, and compare it with the names and shapes of tensors.
+    """Build records on a meta copy of the model, and compare names and shapes of its tensors with `shapes`.
 
-    Raises MakeweightError where they differ, so that no record can ask for memory that the tensors do not fill. Names
-    that begin as in `apart` are passed over.
+    Raises MakeweightError if they differ, so that no record can allocate memory for which the file has no tensors.
+    Names with a prefix in `apart` are ignored.
     """
     skeleton = meta_copy(model)
     allowed = sum(buffer.nbytes for buffer in transient(skeleton)) + SPARE_BUFFERS
@@ -110,14 +112,14 @@ def check_records(
     state = skeleton.state_dict(keep_vars=True)
     for name, tensor in untied(state).items():
         if name not in shapes:
-            raise MakeweightError(f"its records ask for a tensor {name!r}, and there is none")
+            raise MakeweightError(f"its records require a tensor {name!r}, which is missing")
         if tuple(shapes[name]) != tuple(tensor.shape):
             asked, found = list(tensor.shape), list(shapes[name])
-            raise MakeweightError(f"its records ask for {name!r} of shape {asked}, and it has shape {found}")
+            raise MakeweightError(f"its records require {name!r} of shape {asked}, but it has shape {found}")
     if unknown := [name for name in shapes if name not in state and not name.startswith(apart)]:
-        raise MakeweightError(f"its records leave no place for {unknown[0]!r}")
+        raise MakeweightError(f"its records give a structure without {unknown[0]!r}")
     if sum(buffer.nbytes for buffer in transient(skeleton)) > allowed:
-        raise MakeweightError(f"its records ask for more than {SPARE_BUFFERS >> 20} MiB of constant buffers")
+        raise MakeweightError(f"its records require more than {SPARE_BUFFERS >> 20} MiB of constant buffers")
 
 
 def _by_default(record: Record) -> Plugins:
@@ -135,7 +137,7 @@ def _explained(record: Record) -> Iterator[None]:
         raise
     except MakeweightError as error:
         raise MakeweightError(f"structure of plugin {record.plugin!r}: {error}") from error
-    except Exception as error:  # a record may come from a stranger's file, and plugins are strangers' too
+    except Exception as error:  # any class: the record and the plugin may come from third parties
         reason = (str(error).splitlines() or [""])[0]
         raise MakeweightError(
             f"structure of plugin {record.plugin!r} cannot be built: {type(error).__name__}: {reason}"
@@ -149,7 +151,10 @@ def carried(
     tensor: Tensor,
     axis: int | None = None,
 ) -> Tensor | None:
-    """State of a parameter from before these changes, in the parameter's shape; `Services.carried` says more."""
+    """Per-parameter state from before `changes` (a list of `Structure.kept`), indexed to the current shape.
+
+    See `Services.carried`.
+    """
     for kept in changes:
         for dimension, indices in kept.get(name, {}).items():
             if axis is None or axis == dimension:

@@ -61,7 +61,7 @@ def join_tensors(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def copied(tree: Any) -> Any:
-    """A copy of a tree of JSON values and tensors, equal to one read from a checkpoint: lists for tuples, CPU tensors."""
+    """A copy of a tree of JSON values and tensors as read from a checkpoint: tuples as lists, tensors on the CPU."""
     tensors: dict[str, torch.Tensor] = {}
     return join_tensors(json.loads(json.dumps(split_tensors(tree, tensors))), tensors)
 
@@ -127,7 +127,7 @@ def load(path: Path) -> dict[str, Any]:
         hashes = json.loads((path / "manifest.json").read_text())
         present = {each.name for each in path.iterdir()} - {"manifest.json"}
         if odd := sorted(present ^ set(hashes)):
-            raise MakeweightError(f"checkpoint {path} is damaged: {odd[0]} is missing, in the folder or the manifest")
+            raise MakeweightError(f"checkpoint {path} is damaged: {odd[0]} is missing from the folder or the manifest")
         for name, expected in hashes.items():
             if _hash(path / name) != expected:
                 raise MakeweightError(f"checkpoint {path} is damaged: {name} does not match the manifest")

@@ -12,8 +12,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from ..errors import UsageError
+from ..models import freezing
 from ..options import Stage
-from ..plugins import Plugins
+from ..plugin_manager import Plugins
 from ..task import Task
 
 OLD_STYLE = ("WeightNorm", "SpectralNorm")
@@ -30,11 +31,11 @@ def check_model(model: nn.Module) -> None:
         hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()}
         if parametrize.is_parametrized(module) or hooks & set(OLD_STYLE):
             raise UsageError(
-                f"{where} has a parametrization of its own (weight_norm, …): remove it before training, with "
+                f"{where} already has a parametrization (weight_norm, …): remove it before training, with "
                 "torch.nn.utils.parametrize.remove_parametrizations"
             )
         if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
-            raise UsageError(f"{where} is compiled: expected the model from before torch.compile")
+            raise UsageError(f"{where} is compiled: expected the model before torch.compile")
         if any(is_lazy(tensor) for tensor in [*module._parameters.values(), *module._buffers.values()]):
             raise UsageError(f"{where} is not initialised yet: call the model once on a batch before training")
 
@@ -50,6 +51,8 @@ def check_stages(stages: Sequence[Stage], model: nn.Module, batch: Any, task: Ta
         plugins = Plugins(stage.plugins)
         deciding = plugins.with_hook("on_structure")
         lines: dict[str, str | None] = {}
+        if decided and stage.options.frozen:
+            freezing.described(model, stage.options.frozen)  # raises UsageError
         for name in plugins.by_name:
             seen = copy.deepcopy(model) if decided and (not deciding or name == deciding[0]) else None
             try:

@@ -21,7 +21,7 @@ def from_first(accelerator: Accelerator, tensor: Tensor) -> Tensor:
 
 
 def agree(accelerator: Accelerator, value: Any) -> Any:
-    """The JSON value of the first process, in every process. Raises TypeError if it is not JSON."""
+    """Broadcast a JSON value from the first process to all processes. Raises TypeError if it is not JSON."""
     import torch
 
     text = json.dumps(value).encode()

@@ -1,4 +1,4 @@
-"""How a stage's network comes about: its structure, what plugins left, and what they attach to it."""
+"""Sets up the network of a stage: structure, states of plugins, masks, and attachments."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ..discovery import installed
 from ..errors import MakeweightError
+from ..models.freezing import freeze
 from ..models.records import Record, checked_record, records_of
 from ..models.state import plain_state, restore
 from ..models.structure import Structure, build, carried, check_records, rebuilt
-from ..plugins import Plugins
+from ..plugin_manager import Plugins
 from ..seeding import mix, purpose
 from . import snapshot
 from .distributed import agree, share_weights
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def set_up(trainer: Trainer) -> None:
-    """Build the structure, give plugins what was left for them, ask for another structure, and let them attach."""
+    """Restore the state of earlier stages or of a checkpoint, then call `on_structure` (new stages) and `on_init`."""
     start, saved = trainer.start, trainer.start.saved
     trainer.resumed = saved is not None
     if saved is not None:
@@ -34,6 +35,8 @@ def set_up(trainer: Trainer) -> None:
         with snapshot.fits(trainer, "masks and auxiliary modules"):
             start = snapshot.start_of(saved)
     else:
+        if trainer.options.frozen:
+            freeze(trainer.model, trainer.options.frozen)
         share_weights(trainer.accelerator, trainer.model)
         trainer.began = {name: tensor.clone() for name, tensor in plain_state(trainer.model).items()}
         trainer.began_with = len(records_of(trainer.model))
@@ -47,7 +50,7 @@ def set_up(trainer: Trainer) -> None:
 
 
 def left_by(trainer: Trainer) -> Start:
-    """The state that a finished stage passes to the next one."""
+    """The start of the next stage, after `trainer` has finished its stage."""
     return Start(
         stage=trainer.stage + 1, step=trainer.step, epochs_begun=trainer.epochs_begun, original=trainer.original,
         checked=True, states=snapshot.states_of(trainer), masks=trainer.masks.state(),
@@ -56,9 +59,9 @@ def left_by(trainer: Trainer) -> Start:
 
 
 def give(trainer: Trainer, states: Any, masks: Any, auxiliary: Any) -> None:
-    """What the last stage, or a checkpoint, left: states of plugins, masks, weights of auxiliary modules.
+    """Restore states of plugins, masks, and weights of auxiliary modules from the previous stage or a checkpoint.
 
-    What is of plugins that this stage does not have goes on to the next: their masks hold in this one too.
+    The states of plugins that this stage does not have are kept for later stages. Their masks also apply in this stage.
     """
     trainer.left_states = {name: state for name, state in states.items() if name not in trainer.plugins.by_name}
     for name, plugin in trainer.plugins.by_name.items():
@@ -71,7 +74,7 @@ def give(trainer: Trainer, states: Any, masks: Any, auxiliary: Any) -> None:
 
 
 def attach(trainer: Trainer) -> None:
-    """Every plugin's `on_init`, each with random numbers of its own."""
+    """Call `on_init` of every plugin, each with its own random seed."""
     for name in trainer.plugins.by_name:
         with torch.random.fork_rng():
             torch.manual_seed(mix(trainer.options.seed, purpose(name), trainer.stage))
@@ -80,7 +83,7 @@ def attach(trainer: Trainer) -> None:
 
 
 def decide(trainer: Trainer) -> bool:
-    """Ask each plugin for another structure and carry it out before the next is asked; whether there was any."""
+    """Call `on_structure` of each plugin, and build each result before the next call. Returns whether there was one."""
     changed = False
     for name in trainer.plugins.with_hook("on_structure"):
         with torch.random.fork_rng():
@@ -96,27 +99,31 @@ def decide(trainer: Trainer) -> bool:
 
 
 def of_first_process(trainer: Trainer, name: str, decision: Any) -> Structure | None:
-    """The first process's decision, its record as JSON gives it back; tensors stay where they were computed.
+    """The decision of the first process in every process, its record converted through JSON.
 
-    Raises MakeweightError for what is not a `Structure`, or has no record as it is to be.
+    Tensors are not sent: outside the main process the result has none. Raises MakeweightError if `decision` is neither
+    a `Structure` nor None, or if its record is invalid.
     """
     try:
         if not isinstance(decision, Structure | None):
-            raise TypeError(f"a {type(decision).__name__}, not a Structure")
+            raise TypeError(f"a {type(decision).__name__}: expected a Structure or None")
         found = None if decision is None else [checked_record(decision.record), _as_lists(decision.kept)]
     except (TypeError, ValueError) as error:
-        raise MakeweightError(f"plugin {name!r}: on_structure gave {error}") from error
+        raise MakeweightError(f"plugin {name!r}: on_structure returned {error}") from error
     found = agree(trainer.accelerator, found)
     if found is None:
         return None
     kept = {parameter: {int(axis): each for axis, each in axes.items()} for parameter, axes in found[1].items()}
-    # What other processes decided may have other names and shapes.
+    # Decisions of other processes are discarded; their tensors may have other names and shapes.
     tensors = decision.tensors if decision is not None and trainer.accelerator.is_main_process else {}
     return Structure(found[0], tensors, kept)
 
 
 def carry_out(trainer: Trainer, name: str, structure: Structure) -> None:
-    """Build a structure on the trainer's model, and bring its weights and masks along."""
+    """Build `structure` on the trainer's model, and transfer weights and masks.
+
+    Raises MakeweightError if a tensor of `structure` does not fit the new model.
+    """
     model, entry = trainer.model, installed().get(name)
     before = plain_state(model)
     record = Record(name, entry.dist.version if entry and entry.dist else "0", structure.record)
@@ -134,12 +141,12 @@ def carry_out(trainer: Trainer, name: str, structure: Structure) -> None:
         if key in state and key not in structure.tensors and state[key].shape == tensor.shape:
             state[key].copy_(tensor)
     share_weights(trainer.accelerator, model)
-    trainer.masks.carry(lambda name, mask: carried(model, [structure.kept], name, mask))  # once by each change
+    trainer.masks.carry(lambda name, mask: carried(model, [structure.kept], name, mask))  # once per change
     trainer.changes.append(structure.kept)
 
 
 def as_before(model: nn.Module, before: dict[str, Tensor]) -> None:
-    """Give new weights the memory format of the old ones, where those were images with channels last."""
+    """Use the channels-last memory format for `model` if a tensor of `before` uses it."""
     images = [tensor for tensor in before.values() if tensor.ndim == 4]
     last = torch.channels_last
     if any(each.is_contiguous(memory_format=last) and not each.is_contiguous() for each in images):
@@ -147,18 +154,21 @@ def as_before(model: nn.Module, before: dict[str, Tensor]) -> None:
 
 
 def check_replay(trainer: Trainer) -> None:
-    """Raise MakeweightError unless the records alone give the original network the structure that was built."""
+    """Raise MakeweightError unless building the records on the original network gives the current structure."""
     shapes = {name: tensor.shape for name, tensor in plain_state(trainer.model).items()}
     records = records_of(trainer.model)
-    if all(record.plugin in installed() for record in records):  # else nobody can load a file of it
+    if all(record.plugin in installed() for record in records):  # without its plugin, no record can be built
         try:
             check_records(trainer.original, records, shapes)
         except MakeweightError as error:
-            raise MakeweightError(f"the records do not build the structure again: {error}") from error
+            raise MakeweightError(f"the records do not rebuild the structure: {error}") from error
 
 
 def new_structure_at_end(trainer: Trainer) -> bool:
-    """Ask for another structure at a stage's end, and where there is one set the stage up anew around it."""
+    """Call `on_structure` at the end of the stage. If a plugin returns a structure, build it and attach again.
+
+    Returns whether the structure changed. The plugins are then replaced by new instances with the same options.
+    """
     trainer.ending = True
     if not trainer.plugins.with_hook("on_structure"):
         return False
@@ -178,7 +188,10 @@ def new_structure_at_end(trainer: Trainer) -> bool:
 
 
 def make_plain(trainer: Trainer) -> None:
-    """Take everything that was attached off the trainer's own model: it becomes what its original and records give."""
+    """Remove all attachments from the trainer's model in place; structure and plain weights stay.
+
+    The model object stays the same, so that references to it stay valid.
+    """
     weights = {name: tensor.clone() for name, tensor in plain_state(trainer.model).items()}
     plain = rebuilt(trainer.original, records_of(trainer.model), trainer.plugins).to(trainer.accelerator.device)
     restore(plain, weights, "the trained weights")
@@ -190,7 +203,7 @@ def make_plain(trainer: Trainer) -> None:
 
 
 def fresh(plugin: Any) -> Any:
-    """A new instance with the same options."""
+    """A new plugin instance with the same options."""
     if dataclasses.is_dataclass(plugin) and not isinstance(plugin, type):
         return dataclasses.replace(plugin)
     return copy.copy(plugin)

@@ -1,4 +1,4 @@
-"""Optimizers by name, and the learning rate as a function of the epochs done: it has no state to be resumed."""
+"""Optimizers, their parameter groups and state, and the learning rate as a function of completed epochs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from ..options import StageOptions
 def parameter_groups(
     named: Mapping[str, nn.Parameter], asked: Iterable[tuple[list[str], dict[str, float]]], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups for an optimizer: one for each (globs, settings) that was asked for, the last match holds; first the rest.
+    """Parameter groups for an optimizer: the default group, then one group for each (globs, settings) in `asked`.
 
-    Raises UsageError for a glob that matches no parameter, and where there is nothing to train.
+    A parameter belongs to the last group with a matching glob. Empty groups are left out. Raises UsageError for a glob
+    without a match, and for a model without trainable parameters.
     """
     groups: list[dict[str, Any]] = [{"params": [], "weight_decay": weight_decay, "lr_scale": 1.0}]
     place = dict.fromkeys(named, 0)
@@ -35,12 +36,12 @@ def parameter_groups(
         if parameter.requires_grad:
             groups[place[name]]["params"].append(parameter)
     if not any(group["params"] for group in groups):
-        raise UsageError("the model has no parameter to train: all of it is frozen")
+        raise UsageError("the model has no parameter to train: all parameters are frozen")
     return [group for group in groups if group["params"]]
 
 
 def build_optimizer(groups: list[dict[str, Any]], options: StageOptions) -> torch.optim.Optimizer:
-    """A new optimizer over groups of parameters, fused where the device has such a kernel."""
+    """A new optimizer over parameter groups, fused if the device has a fused kernel."""
     trained = [parameter for group in groups for parameter in group["params"]]
     fused = all(each.is_floating_point() and each.device.type in ("cpu", "cuda") for each in trained)
     if options.optimizer == "adamw":
@@ -51,10 +52,10 @@ def build_optimizer(groups: list[dict[str, Any]], options: StageOptions) -> torc
 
 
 def checked_state(optimizer: torch.optim.Optimizer, saved: Any) -> dict[str, Any]:
-    """A state dict with the tensors of a saved one and the groups of this optimizer.
+    """An optimizer state dict with the tensors of `saved` and the parameter groups of `optimizer`.
 
-    Raises ValueError where a tensor is missing or has not the shape of its parameter: fused kernels would write beyond
-    it.
+    Raises ValueError if a tensor is missing or its shape or dtype differs from that of its parameter: fused kernels do
+    not check this and would write out of bounds.
     """
     own = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -70,25 +71,25 @@ def checked_state(optimizer: torch.optim.Optimizer, saved: Any) -> dict[str, Any
             else:
                 parameter = parameters[number]
                 checked_tensor(state, name, parameter.shape, parameter.dtype)
-    if states and "momentum_buffer" in names:  # the fused kernel takes buffers of all parameters, or of none
+    if states and "momentum_buffer" in names:  # the fused kernel needs buffers for all parameters or for none
         empty = {number: {names[0]: torch.zeros_like(each)} for number, each in enumerate(parameters)}
         states = empty | states
     return {"state": states, "param_groups": own["param_groups"]}
 
 
 def _of_parameters(saved: Any, count: int) -> dict[int, Any]:
-    """The table of states by the number of their parameter."""
+    """The states by parameter number, 0 to `count` - 1. Raises ValueError."""
     states = saved.get("state") if isinstance(saved, dict) else None
     if not isinstance(states, dict) or not all(type(number) is int and 0 <= number < count for number in states):
-        raise ValueError(f"its states are no table by the numbers of {count} parameters")
+        raise ValueError(f"expected a table of states by parameter number, 0 to {count - 1}")
     return states
 
 
 def learning_rate(options: StageOptions, done: float) -> float:
-    """The rate of the step that begins when `done` epochs of the stage are over.
+    """The learning rate after `done` epochs of the stage. It is stateless, so resuming does not affect it.
 
-    Linear warm-up from 0, then over what remains: constant; ÷ by 1/gamma at each milestone; linear to 0; or half a
-    cosine to 0 (Loshchilov & Hutter 2017, eq. 5, without restarts).
+    A linear warm-up from 0 precedes the schedule over the remaining epochs: constant; × gamma at each milestone; linear
+    to 0; or cosine to 0 (Loshchilov & Hutter 2017, eq. 5, without restarts).
     """
     if done < options.warmup:
         return options.peak_lr * done / options.warmup

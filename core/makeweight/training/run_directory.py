@@ -1,4 +1,4 @@
-"""The run directory: chosen, locked against other runs, cleared of what killed ones left, and what it keeps said."""
+"""Chooses, checks and locks the run directory, and cleans up after killed runs."""
 
 from __future__ import annotations
 
@@ -24,39 +24,42 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 FILES = ("config.yaml", "metrics.jsonl", "summary.json", "report.html")
-"""what is written beside the model"""
+"""files written in addition to the model"""
 
 
 def run_directory(options: Options, name: str) -> Path:
-    """The run directory; one that holds a run already is refused unless it is to be resumed."""
+    """The path of the run directory; `name` is part of the default. Creates nothing.
+
+    Raises UsageError if the directory is not empty and the run is not resumed, or if it cannot be written.
+    """
     if options.resume and options.out is None:
-        raise UsageError("--resume: name the run to go on with, --out runs/…")
+        raise UsageError("--resume: expected the run to continue, --out runs/…")
     out = Path(options.out or f"runs/{name}-{strftime('%Y%m%d-%H%M%S')}")
-    if is_first() and not options.resume:  # the other processes may come when it has begun to write
+    if is_first() and not options.resume:  # the first process may write before the others check
         check_empty(out)
     above = next(parent for parent in (out.absolute(), *out.absolute().parents) if os.path.lexists(parent))
     if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise UsageError(f"--out {out}: expected a directory that can be written, {above} is none")
+        raise UsageError(f"--out {out}: expected a writable directory, {above} is not one")
     return out
 
 
 def is_first() -> bool:
-    """Whether this is the process of a run that writes."""
+    """Whether this process has rank 0. Only this process writes files."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def check_empty(out: Path) -> None:
-    """Raise UsageError where there is anything but the lock of a run."""
+    """Raise UsageError if the directory contains anything except a lock file."""
     if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
-        raise UsageError(f"--out {out}: there is something already: go on with --resume, or name another directory")
+        raise UsageError(f"--out {out}: not empty: continue with --resume, or name another directory")
 
 
 @contextmanager
 def taken(out: Path, options: Options) -> Iterator[None]:
-    """The run directory, made, this run's alone, and without what killed runs left; on the process that writes.
+    """Create and lock the run directory inside the context, and remove leftovers of killed runs; on rank 0 only.
 
-    Raises UsageError where another run is going on there, or has been since `run_directory` looked, and MakeweightError
-    where a link, a device or the like has the name of a file to write.
+    Raises UsageError if another run uses the directory or has used it since `run_directory` was called. Raises
+    MakeweightError if a file to write exists as a link, a device or another special file.
     """
     if not is_first():
         yield
@@ -76,7 +79,7 @@ def taken(out: Path, options: Options) -> Iterator[None]:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """A lock that ends with this process: `lockf` holds it for the process alone, `flock` also for forked workers."""
+    """Hold the lock file. It uses `lockf`, as forked workers would inherit a `flock` and keep it after this process."""
     if fcntl is None:
         out.mkdir(parents=True, exist_ok=True)
         yield
@@ -98,7 +101,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _try_lock(path: Path) -> int | None:
-    """A locked descriptor of the file; None where the run that had it has just ended and removed the file."""
+    """A locked descriptor, or None if the previous owner has just removed the file. Raises UsageError if in use."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,16 +112,16 @@ def _try_lock(path: Path) -> int | None:
     except (BlockingIOError, PermissionError) as error:
         os.close(descriptor)
         where = f"--out {path.parent}"
-        raise UsageError(f"{where}: a run is going on there: wait for its end, or name another directory") from error
+        raise UsageError(f"{where}: in use by another run: wait for its end, or name another directory") from error
     except OSError:
-        return descriptor  # a file system without locks
+        return descriptor  # the file system does not support locks
     os.close(descriptor)
     return None
 
 
 @contextmanager
 def saying_what_is_kept(out: Path) -> Iterator[None]:
-    """Add to the error of a file that cannot be written, and to an interruption, what the run directory holds."""
+    """Add a note on the usable files of the run directory to a write error or an interruption."""
     try:
         yield
     except (UnwritableError, Stopped) as error:
@@ -127,5 +130,5 @@ def saying_what_is_kept(out: Path) -> Iterator[None]:
         if steps := [int(name) for name in names if name.isdecimal()]:
             kept.append(f"the checkpoint of step {max(steps)}")
         if kept:
-            error.add_note(f"{', '.join(kept)} {'is' if len(kept) == 1 else 'are'} kept, --resume goes on from there")
+            error.add_note(f"{', '.join(kept)} {'is' if len(kept) == 1 else 'are'} kept: continue with --resume")
         raise

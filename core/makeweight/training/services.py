@@ -19,10 +19,11 @@ from ..models.records import records_of
 from ..models.state import exported_state, restore
 from ..models.structure import carried, rebuilt
 from ..options import LoopOptions
-from ..plugins import Plugins
+from ..plugin_manager import Plugins
 from ..seeding import generator, purpose
 from .distributed import agree, share_buffers
 from .evaluation import evaluate
+from .settling import settle
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -118,10 +119,12 @@ class Services:
         `examples` limits the evaluation to a random subset of that size, the same one in the whole run. Raises
         MakeweightError if there is no data.
         """
+        if not self.task.is_settled:
+            self._settled()
         share_buffers(self.accelerator, self.model)
         batches = self.eval_batches if data is None else self._batches(as_dataset(data, "data"))
         if batches is None:
-            raise MakeweightError("there is no data to evaluate on: give eval_data")
+            raise MakeweightError("no data to evaluate on: pass eval_data")
         if examples is not None and examples < batches.examples:
             order = torch.randperm(batches.examples, generator=generator(self.options.seed, EXAMPLES))[:examples]
             batches = self._batches(subset(batches.data, order))
@@ -192,6 +195,16 @@ class Services:
             artifact = self.artifact()
         artifacts.write(artifact, path)
         return artifact
+
+    def _settled(self) -> Any:
+        """Settle the task if it is not settled, see `settle`. Returns the batch of training examples that was used."""
+        batch = self.sample_batch()
+        if not self.task.is_settled:
+            data = {"train_data": self.batches.data} | (
+                {} if self.eval_batches is None else {"eval_data": self.eval_batches.data}
+            )
+            settle(self.task, self.model, batch, data)
+        return batch
 
     def _batches(self, data: Any, training: bool = False) -> Batches:
         options, accelerator = self.options, self.accelerator

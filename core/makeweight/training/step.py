@@ -1,4 +1,4 @@
-"""The small parts of a training step: the innermost hook, what is prepared for it, and a running sum of its losses."""
+"""Parts of a training step: the core's `on_batch`, the module prepared for it, and running sums of losses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Sum:
-    """A running sum of scalars in double precision. One on another device stays there: to read it means to wait."""
+    """A running sum of scalars in double precision. It stays on the device of the values; reading it synchronises."""
 
     def __init__(self, total: float | Tensor = 0.0) -> None:
         self.total = total
@@ -31,7 +31,7 @@ class Sum:
 
 
 class Step:
-    """The core's own training step as the innermost hook: a plugin's plain `on_batch` takes its place."""
+    """The innermost `on_batch`: the core's own training step, unless a plugin replaces it."""
 
     @hookimpl
     def on_batch(self, trainer: Trainer, batches: list[Any]) -> Tensor:
@@ -39,20 +39,20 @@ class Step:
 
 
 def zero_of(tensors: Iterable[Tensor]) -> Tensor | float:
-    """A zero whose gradient with respect to these tensors is zero: it keeps them in the graph of a step."""
+    """A scalar zero that depends on `tensors` with zero gradient. Added to the loss, it keeps them in the graph."""
     empty = [tensor.reshape(-1)[:0] for tensor in tensors]
     return torch.cat(empty).sum() if empty else 0.0
 
 
 class WithAuxiliary(nn.Module):
-    """What is prepared in place of the model where there are auxiliary modules: both, so that both are trained."""
+    """The model and its auxiliary modules as one module, for `accelerator.prepare`. Its forward is the model's."""
 
     def __init__(self, model: nn.Module, auxiliary: nn.ModuleDict) -> None:
         super().__init__()
         self.model, self.auxiliary = model, auxiliary
 
     def __getattr__(self, name: str) -> Any:
-        """What a user's own call of the model asks for beside calling it."""
+        """Look unknown attributes up in the model, for a user's `forward` function that reads some."""
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -1,4 +1,4 @@
-"""How many threads a light network is trained with on a CPU."""
+"""The number of CPU threads for training."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from ..models.modes import evaluating
 from ..task import Task
 
 LIGHT = 200_000_000
-"""floating-point operations in the forward pass of a step below which one thread does it"""
+"""one thread is used if the forward pass of a step takes fewer floating-point operations"""
 
 
 MOST_THREADS = 1 << 12
-"""threads that a checkpoint may ask for at most"""
+"""maximum number of threads that a checkpoint may set"""
 
 
 def settle_threads(
     model: nn.Module, batch: Any, micro_batches: int, task: Task, accelerator: Accelerator, given: int | None = None
 ) -> None:
-    """Use the number of threads that is given; else one for a network whose steps are light, unless OMP_NUM_THREADS
-    says how many.
+    """Set the number of threads to `given`; by default to one for a small network, unless OMP_NUM_THREADS is set.
 
-    Two threads made such a step a quarter faster on an idle machine, and ten times slower on one where another
-    process wanted a core: OpenMP's threads wait for each other spinning. The choice follows from the network and the
-    batch alone, since other threads add up in another order and a repeated run has to repeat the bits.
+    With two threads, such a step was 25% faster on an idle machine, but ten times slower when another process needed a
+    core, since OpenMP threads busy-wait. The default depends only on the network and the batch: the number of threads
+    changes the order of summation, and a repeated run must give bitwise equal results.
     """
     if given is not None:
         use_threads(accelerator, given)
@@ -43,12 +42,12 @@ def settle_threads(
 
 
 def threads_of(accelerator: Accelerator) -> int:
-    """The number of threads that training's sums depend on: torch's on the CPU, 0 on another device."""
+    """The number of threads that affects results: torch's number on the CPU, 0 on other devices."""
     return torch.get_num_threads() if accelerator.device.type == "cpu" else 0
 
 
 def use_threads(accelerator: Accelerator, count: int) -> bool:
-    """Train with so many threads; whether that is another number. 0, or another device than the CPU: as it is."""
+    """Set the number of threads, unless `count` is 0 or the device is not the CPU. Returns whether it changed."""
     changes = count > 0 and accelerator.device.type == "cpu" and count != torch.get_num_threads()
     if changes:
         torch.set_num_threads(count)

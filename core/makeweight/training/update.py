@@ -1,4 +1,4 @@
-"""One optimizer step: the forward and the backward of its micro-batches, and the update of the parameters."""
+"""One optimizer step: forward and backward passes of its micro-batches, and the parameter update."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class Update:
-    """The prepared model of a stage with its optimizer. It reads the trainer's losses anew at every step."""
+    """The prepared model and optimizer of a stage. Plugins may change `trainer.losses` between steps."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.accelerator, self.clip_norm = trainer, trainer.accelerator, trainer.options.clip_norm
         model, auxiliary = trainer.model, trainer.auxiliary
-        mixed = self.accelerator.mixed_precision not in (None, "no")  # accelerate then patches the module it prepares
+        mixed = self.accelerator.mixed_precision not in (None, "no")  # accelerate would patch the model's forward
         whole = WithAuxiliary(model, auxiliary) if len(auxiliary) > 0 or mixed else model
         named = dict(model.named_parameters()) | dict(auxiliary.named_parameters("auxiliary"))
         groups = parameter_groups(named, trainer.groups, trainer.options.weight_decay)
@@ -28,20 +28,20 @@ class Update:
         self.prepared = self.accelerator.prepare_model(whole.to(self.accelerator.device))
         wrapped = self.accelerator.prepare_optimizer(build_optimizer(groups, trainer.options))
         self.optimizer: torch.optim.Optimizer = wrapped.optimizer
-        # Accelerate's wrappers cost more than a tiny network's step: its `backward` divides by one, and adds a node to
-        # the graph for it. Only a gradient scaler needs them.
+        # accelerate's wrappers take longer than a step of a tiny network: its `backward` divides by 1 and adds a node
+        # to the graph. Only a gradient scaler needs the wrappers.
         scaled = self.accelerator.scaler is not None
         self._optimizer = wrapped if scaled else self.optimizer
         self._run_backward = self.accelerator.backward if scaled else Tensor.backward
 
     def set_learning_rate(self, rate: float) -> None:
-        """Set the learning rate of every group of parameters, each with its own factor."""
+        """Set the learning rate of every parameter group to `rate` times its `lr_scale`."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
 
     def take(self, batches: list[Any]) -> Tensor:
-        """Take one step over its micro-batches. Returns the mean of their losses, a detached scalar."""
-        for parameter in self.parameters:  # a tenth of the time of optimizer.zero_grad
+        """Run one optimizer step over its micro-batches. Returns their mean loss, a detached scalar."""
+        for parameter in self.parameters:  # ten times faster than optimizer.zero_grad
             parameter.grad = None
         losses = []
         for batch in batches[:-1]:

@@ -1,4 +1,4 @@
-"""The words of a command line as a table of options, the form in which a recipe holds them."""
+"""Converts command-line arguments to a table of options like that of a recipe."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from ..errors import UsageError
 
 
 def read_words(argv: Sequence[str]) -> dict[str, str | None]:
-    """The text of each option by its key: `--batch-size 4` and `--batch_size=4` are both `batch_size`.
+    """The value of each option by its key: `--batch-size 4` and `--batch_size=4` both have the key `batch_size`.
 
-    An option without a value has None. Raises UsageError for a word that is neither an option nor a value.
+    Values are strings, None for an option without a value. Raises UsageError for an argument that is neither an option
+    nor a value.
     """
     words: dict[str, str | None] = {}
     rest = list(argv)
@@ -20,24 +21,27 @@ def read_words(argv: Sequence[str]) -> dict[str, str | None]:
         if word == "-h":
             word = "--help"
         if not word.startswith("--"):
-            raise UsageError(f"unexpected {word!r}: options begin with --, and 'trainer --help' lists them")
+            raise UsageError(f"unexpected {word!r}: options begin with --, see 'trainer --help'")
         key, equals, text = word[2:].partition("=")
         follows = bool(rest) and not rest[0].startswith("--")
-        words[key.replace("-", "_")] = text if equals else rest.pop(0) if follows else None
+        key = key.replace("-", "_")
+        words[key] = text if equals else rest.pop(0) if follows else None
+        while key == "plugins" and words[key] is not None and rest and not rest[0].startswith("-"):
+            words[key] = f"{words[key]},{rest.pop(0)}"  # names with blanks between them
     return words
 
 
 def dashed(key: str) -> str:
-    """`batch_size` as it is typed: `--batch-size`. A third part, a layer's name in a table, is left as it is."""
+    """The command-line form of a key: `--batch-size` for `batch_size`. The third part, a layer name, is not changed."""
     option, *layer = [".".join(key.split(".")[:2]), *key.split(".")[2:]]
     return "--" + ".".join([option.replace("_", "-"), *layer])
 
 
 def as_table(words: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as a recipe has them: `prune.sparsity.conv1` becomes {"prune": {"sparsity": {"conv1": …}}}."""
+    """Nested tables as in a recipe: `prune.sparsity.conv1` becomes {"prune": {"sparsity": {"conv1": …}}}."""
     table: dict[str, Any] = {}
     for key, text in words.items():
-        *path, last = key.split(".", 2)  # a layer's name has dots of its own
+        *path, last = key.split(".", 2)  # names of layers may contain dots
         inner = table
         for part in path:
             if not isinstance(inner.get(part), dict):
