@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from makeweight.files.onnx_model import OnnxModel
+from makeweight.files.run_onnx import OnnxModel
 
 from .helpers_mutants import Attempt, accepts, drawn, of_huffman
 

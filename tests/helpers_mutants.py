@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
-from makeweight import MakeweightError, plugins
+from makeweight import MakeweightError, discovery
 
 from .fuzz_checkpoints import DEEP, Files, change_value
 
@@ -75,7 +75,7 @@ def edited(text: str, draw: random.Random) -> str:
 @contextmanager
 def plugins_found_once() -> Iterator[None]:
     """The search for installed plugins takes five times as long as the reading of a small file."""
-    slow, once = plugins.installed, cache(plugins.installed)
+    slow, once = discovery.installed, cache(discovery.installed)
     with ExitStack() as patches:
         for name, module in list(sys.modules.items()):
             if name.startswith("makeweight") and getattr(module, "installed", None) is slow:

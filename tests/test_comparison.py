@@ -15,7 +15,7 @@ from makeweight.commands.cli import main
 from makeweight.commands.comparison import compare
 from makeweight.commands.latency import Latency, latencies, times_as_fast
 from makeweight.data.batches import Batches, Tensors
-from makeweight.files.onnx_model import OnnxModel
+from makeweight.files.run_onnx import OnnxModel
 from makeweight.task import Task
 from makeweight.training.accelerators import new_accelerator
 
@@ -69,24 +69,25 @@ def test_how_many_times_as_fast_is_the_median_over_rounds_of_the_ratio() -> None
     assert min(seconds) >= 0.02
 
 
+@pytest.mark.slow  # exports and times an ONNX model
 def test_an_onnx_file_is_measured_beside_the_plain_model_under_onnxruntime(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--data", "digits", "--epochs", "1", "--export", "safetensors,onnx", "--out", str(tmp_path / "run")]
     assert main(words) == 0
     assert main(["evaluate", str(tmp_path / "run" / "model.onnx")]) == 0
-    plain, row = capsys.readouterr().out.splitlines()[-4:-2]
+    plain, row = capsys.readouterr().out.splitlines()[-3:-1]
     accuracy = json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"]
     assert plain.split()[:2] == ["plain", "float32"]
     assert row.split()[:2] == ["model.onnx", f"{100 * accuracy:.2f}"]
-    assert len(row.split()) == len(["file", "accuracy", "%", "loss", *["ms", "spread", "times"] * 2])
+    assert len(row.split()) == len(["file", "accuracy", "%", "loss", *["ms", "faster"] * 2])
     OnnxModel(tmp_path / "run" / "model.onnx")(torch.zeros(3, 1, 8, 8))
-    with pytest.raises(UsageError, match=r"takes \['batch', 1, 8, 8\] tensor.*, the data gives \[3, 1, 28, 28\]"):
+    with pytest.raises(UsageError, match=r"takes \['batch', 1, 8, 8\] tensor.*, but the data has \[3, 1, 28, 28\]"):
         OnnxModel(tmp_path / "run" / "model.onnx")(torch.zeros(3, 1, 28, 28))
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("model.pt2", "is a program for others to run"), ("nowhere.onnx", "there is no such file")]
+    ("name", "said"), [("model.pt2", "is a torch.export program"), ("nowhere.onnx", "file not found")]
 )
 def test_what_cannot_be_evaluated_is_a_line(
     name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

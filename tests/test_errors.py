@@ -13,7 +13,7 @@ from PIL import Image
 
 from makeweight import Trainer, UsageError, hookimpl
 from makeweight.discovery import check_hooks
-from makeweight.plugins import Plugins, check_order
+from makeweight.plugin_manager import Plugins, check_order
 from makeweight.training.step import Step
 
 from .helpers import everything_below, here, trainer
@@ -56,8 +56,8 @@ COMMAND_LINES: dict[str, tuple[list[str], list[str]]] = {
     "option with a dash": (["--batchsize", "3"], ["--batchsize", "batch"]),
     "option like none": (["--xyzzy", "3"], ["--xyzzy", "--help"]),
     "option of a plugin": ([*PRUNE, "--prune.sparsty", "0.5"], ["prune.sparsty", "'sparsity'"]),
-    "option of a plugin that is off": (["--prune.sparsity", "0.5"], ["prune.sparsity", "not on", "--plugins"]),
-    "option of another plugin that is off": ([*PRUNE, "--kd.alpha", "0.5"], ["kd.alpha", "not on", "--plugins"]),
+    "option of a plugin that is off": (["--prune.sparsity", "0.5"], ["prune.sparsity", "not enabled", "--plugins"]),
+    "option of another plugin that is off": ([*PRUNE, "--kd.alpha", "0.5"], ["kd.alpha", "not enabled", "--plugins"]),
     "option of a plugin that is nowhere": (["--prume.sparsity", "0.5"], ["prume.sparsity"]),
     "plugin's name as an option": ([*PRUNE, "--prune", "0.5"], ["--prune", "--prune."]),
     "model": (["--model", "lenet30"], ["'lenet30'", "'lenet300'"]),
@@ -147,8 +147,8 @@ def test_a_command_line_that_cannot_be_is_refused_in_one_line(
 
 @pytest.mark.parametrize("option", ["--epochs", "--plugins", "--out", "--recipe", "--lr"])
 def test_an_option_without_its_value_is_refused(option: str, refusal: Refusal) -> None:
-    assert f"{option} is given no value" in refusal(option, out=False)
-    assert f"{option} is given no value" in refusal(option, "--seed", "1", out=False)
+    assert f"{option}: expected a value" in refusal(option, out=False)
+    assert f"{option}: expected a value" in refusal(option, "--seed", "1", out=False)
 
 
 RECIPES: dict[str, tuple[str | bytes, list[str]]] = {
@@ -168,7 +168,7 @@ RECIPES: dict[str, tuple[str | bytes, list[str]]] = {
     "has an unknown key with a dash": ("batch-sise: 3\n", ["batch", "'batch_size'"]),
     "has a key that is no text": ("3: 4\n", ["3"]),
     "has an unknown key of a plugin": ("plugins: [prune]\nprune: {sparsty: 0.5}\n", ["prune.sparsty", "'sparsity'"]),
-    "has a table of a plugin that is off": ("prune: {sparsity: 0.5}\n", ["prune", "not on", "--plugins"]),
+    "has a table of a plugin that is off": ("prune: {sparsity: 0.5}\n", ["prune", "not enabled", "--plugins"]),
     "has a number for a plugin": ("plugins: [prune]\nprune: 0.5\n", ["prune", "table"]),
     "has a sparsity of 1.5": ("plugins: [prune]\nprune: {sparsity: 1.5}\n", ["sparsity", "1.5", "< 1"]),
     "has a sparsity of many": ("plugins: [prune]\nprune: {sparsity: many}\n", ["sparsity", "many", "number"]),
@@ -185,7 +185,7 @@ RECIPES: dict[str, tuple[str | bytes, list[str]]] = {
     "has an unknown key in a stage": ("stages: [{epochs: 1}, {epoch: 1}]\n", ["stage 2", "epoch", "'epochs'"]),
     "has a stage of no epochs": ("stages: [{epochs: 0}]\n", ["epochs 0", "at least 1"]),
     "has another model in a stage": ("stages: [{model: lenet5}]\n", ["stage 1", "model"]),
-    "has a plugin that is off in a stage": ("stages: [{prune: {sparsity: 0.5}}]\n", ["stage 1", "prune", "not on"]),
+    "has a plugin that is off in a stage": ("stages: [{prune: {sparsity: 0.5}}]\n", ["stage 1", "prune", "enabled"]),
     "has a number for a plugin in a stage": ("plugins: [prune]\nstages: [{prune: 3}]\n", ["stage 1", "prune", "table"]),
     "has a sparsity of 2 in a stage": ("plugins: [prune]\nstages: [{prune: {sparsity: 2}}]\n", ["stage 1", "sparsity"]),
     "has a word for a number in a stage": ("stages: [{lr: fast}]\n", ["stage 1", "lr", "fast", "number"]),

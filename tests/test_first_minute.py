@@ -97,8 +97,8 @@ def test_make_shows_why_the_demo_fails(clone: Path) -> None:
 # The end of a run
 
 ADVICE = (
-    "model.safetensors stores every weight in full, zeros and repeats too: add huffman to --plugins to code it "
-    "(verbs: trainer pack, trainer unpack)"
+    "model.safetensors stores all weights uncoded, including zeros and repeated values: add huffman to --plugins to "
+    "code it (verbs: trainer pack, trainer unpack)"
 )
 
 
@@ -141,7 +141,7 @@ def table(**changes: object) -> dict[str, object]:
 
 
 def test_a_large_file_without_a_control_is_judged_by_its_zeros() -> None:
-    assert tables.advice({"plugins": [], "export": table()}).startswith("m stores every weight in full")
+    assert tables.advice({"plugins": [], "export": table()}).startswith("m stores all weights uncoded")
     dense = [{"bytes": 40, "density": 1.0}]
     assert tables.advice({"plugins": [], "export": table(tensors=dense, bytes=41)}) == ""
     assert tables.advice({"plugins": [], "export": table(ratio=3.7)}) == ""

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from makeweight import Artifact, Trainer, hookimpl, hookspecs
 from makeweight.files.artifact import read, write
-from makeweight.files.programs import program
+from makeweight.files.write_programs import program
 from makeweight.loading import attach, decode
 from makeweight.models.lenets import LeNet300
 from makeweight.models.state import exported_state, restore

@@ -21,7 +21,7 @@ from makeweight import Trainer, load, load_tensors
 from makeweight.discovery import load_class
 from makeweight.files.artifact import read, write
 from makeweight.loading import attach, load_plain
-from makeweight.plugins import Plugins
+from makeweight.plugin_manager import Plugins
 
 from .helpers_structure import digits, eval_data, made, strangers, train_data
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from makeweight import MakeweightError, Trainer, hookimpl, hookspecs
-from makeweight.files.programs import program, write_programs
+from makeweight.files.write_programs import program, strip, write_program
 from makeweight.models.lenets import LeNet300
 
 from .helpers import here, summary
@@ -70,8 +72,9 @@ def onnx_output(path: Path, x: torch.Tensor) -> Any:
 def test_programs_compute_what_the_model_does_for_any_batch(make: Any, tmp_path: Path) -> None:
     run = trained(make(), Halve())
     assert any(parametrize.is_parametrized(module) for module in run.model.modules())
-    sizes = write_programs(run, ["safetensors", "onnx", "pt2"], tmp_path)
-    assert sizes == {name: (tmp_path / name).stat().st_size for name in ("model.onnx", "model.pt2")}
+    assert [write_program(run, form, tmp_path) for form in ("onnx", "pt2")] == [
+        tmp_path / "model.onnx", tmp_path / "model.pt2",
+    ]  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.pt2"]
     assert run.model.training
     loaded = torch.export.load(tmp_path / "model.pt2").module()
@@ -96,29 +99,124 @@ def test_the_copy_that_is_exported_leaves_the_model_as_it_is() -> None:
 
 
 def test_a_model_that_torch_cannot_export_is_told_so_in_one_line(tmp_path: Path) -> None:
-    class Branching(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(64, 10)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = x.flatten(1)
-            result: torch.Tensor = self.fc(x) if x.sum() > 0 else self.fc(-x)
-            return result
-
     run = trained(Branching())
-    with pytest.raises(
-        MakeweightError, match=r"model.pt2 cannot be written, torch does not export this model: [^\n]+$"
-    ):
-        write_programs(run, ["pt2"], tmp_path)
+    with pytest.raises(MakeweightError, match=r"model.pt2 cannot be written, torch cannot export this model: [^\n]+$"):
+        write_program(run, "pt2", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_writes_them_and_says_how_large_they_are(tmp_path: Path) -> None:
+@pytest.mark.slow  # exports a model in each format
+def test_a_run_measures_each_program_as_its_runtime_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--epochs", 1, "--export", "safetensors,onnx,pt2", "--out", tmp_path / "run"]
     assert here(*words) == 0
-    programs = summary(tmp_path / "run")["export"]["programs"]
-    assert programs == {name: (tmp_path / "run" / name).stat().st_size for name in ("model.onnx", "model.pt2")}
+    found = summary(tmp_path / "run")
+    programs = found["export"]["programs"]
+    assert list(programs) == ["model.onnx", "model.pt2"]
+    for name, facts in programs.items():
+        assert facts["bytes"] == (tmp_path / "run" / name).stat().st_size
+        assert facts["accuracy"] == pytest.approx(found["accuracy"], abs=0.003)  # of 360 digits at most one differs
+        assert facts["loss"] == pytest.approx(found["loss"], rel=1e-4)
+        assert facts["agreement"] >= 359 / 360
+        assert facts["milliseconds"] > 0
+        assert facts["times_as_fast"] > 0
+    shown = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in shown.splitlines() if line.split()}
+    assert "agreement" in rows["file"]
+    assert f"{programs['model.onnx']['bytes']:,}" in rows["model.onnx"]
+    assert all(len(line.rstrip()) <= 80 for line in rows.values() if line.split()[0] in ("file", *programs))
+    assert here("report", tmp_path / "run") == 0
+    assert f"{programs['model.pt2']['bytes']:,}" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def texts(message: Any) -> Iterator[str]:
+    """Every text in a protobuf message, whatever field it stands in."""
+    for field, value in message.ListFields():
+        for each in value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]:
+            if isinstance(each, str):
+                yield each
+            elif field.message_type is not None:
+                yield from texts(each)
+
+
+@pytest.mark.parametrize("make", [lambda: LeNet300((1, 8, 8), 10), Normed])
+def test_an_onnx_file_holds_no_traces_and_no_paths(make: Any, tmp_path: Path) -> None:
+    model = onnx.load(write_program(trained(make(), Halve()), "onnx", tmp_path))
+    found = list(texts(model))
+    assert len(found) > 10
+    assert "logits" in found
+    assert [text for text in found if "/" in text or "Traceback" in text or "aten" in text or ".py" in text] == []
+
+
+def test_metadata_is_stripped_from_graphs_inside_of_nodes_and_from_functions() -> None:
+    inner = onnx.helper.make_node("Identity", ["x"], ["y"], doc_string="File 'a.py', line 1")
+    value = onnx.helper.make_tensor_value_info
+    branch = onnx.helper.make_graph([inner], "branch", [], [value("y", 1, [1])], doc_string="b.py")
+    outer = onnx.helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
+    outer.metadata_props.add(key="stack_trace", value="c.py")
+    graph = onnx.helper.make_graph([outer], "whole", [value("c", 9, [])], [value("z", 1, [1])])
+    function = onnx.helper.make_function("own", "F", ["x"], ["y"], [inner], [onnx.helper.make_opsetid("", 20)])
+    model = onnx.helper.make_model(graph, functions=[function], doc_string="d.py")
+    strip(model)
+    assert [text for text in texts(model) if ".py" in text] == []
+    assert len(model.graph.node[0].attribute) == 2
+
+
+BRANCHING = """
+import torch
+from torch import nn
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.fc(x) if x.sum() > 0 else self.fc(-x)
+
+
+def model():
+    return Branching()
+"""
+
+
+class Branching(nn.Module):
+    """Its forward depends on the values of its input, which torch.export refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        result: torch.Tensor = self.fc(x) if x.sum() > 0 else self.fc(-x)
+        return result
+
+
+def test_a_model_that_cannot_be_exported_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "branching.py").write_text(BRANCHING)
+    monkeypatch.chdir(tmp_path)
+    assert here("--model", "branching:model", "--export", "pt2", "--out", tmp_path / "run") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("trainer: error: model.pt2 cannot be written, torch cannot export this model: ")
+    assert said.endswith("; leave it out of --export")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_program_that_fails_after_training_costs_neither_the_export_nor_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(trainer: Any, form: str, out: Path) -> Path:
+        raise MakeweightError(f"model.{form} cannot be written: no space")
+
+    monkeypatch.setattr("makeweight.commands.finish.write_program", broken)
+    assert here("--epochs", 1, "--export", "pt2", "--out", tmp_path / "run") == 1
+    assert "model.pt2 cannot be written: no space" in capsys.readouterr().err
+    assert (tmp_path / "run" / "report.html").exists()
+    assert "programs" not in summary(tmp_path / "run")["export"]
 
 
 def test_what_is_missing_is_said_before_training(
@@ -127,7 +225,7 @@ def test_what_is_missing_is_said_before_training(
     def find(name: str, package: str | None = None) -> Any:
         return None if name == "onnxscript" else importlib.util.find_spec(name, package)
 
-    monkeypatch.setattr("makeweight.files.programs.find_spec", find)
+    monkeypatch.setattr("makeweight.files.write_programs.find_spec", find)
     assert here("--export", "onnx", "--out", tmp_path / "run") == 2
     assert "export onnx: needs onnxscript: pip install 'makeweight[onnx]'" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()

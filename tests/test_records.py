@@ -274,9 +274,9 @@ def test_a_file_of_another_structure_than_the_models_is_refused(saved: Saved, tm
     write(Artifact(saved.tensors, records=of_halves(saved.record)), path)
     assert torch.equal(logits(load(path, load(path, net(seed=2)))), saved.logits)
     other = trained({"halves": {"layers": "fc2", "batches": 1}}, epochs=1)
-    with refused("give the original model"):
+    with refused("expected the original model"):
         load(path, other.model)
-    with refused("give the original model"):
+    with refused("expected the original model"):
         Trainer.export(other, tmp_path / "other.safetensors")
         load(tmp_path / "other.safetensors", load(path, net()))
 
@@ -288,5 +288,5 @@ def test_the_same_table_of_another_plugin_is_another_structure(saved: Saved, tmp
         Artifact(dict(run.artifact().tensors), records=[Record("halves", "1.0", record.record)]),
         tmp_path / "x.safetensors",
     )
-    with refused("give the original model|halves"):
+    with refused("expected the original model|halves"):
         load(tmp_path / "x.safetensors", run.model)

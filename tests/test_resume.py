@@ -299,7 +299,7 @@ import json, os, signal, sys, tempfile, shutil, io
 from contextlib import suppress
 from pathlib import Path
 import torch
-from makeweight import checkpoint
+from makeweight.training import checkpoint
 
 torch.set_num_threads(1)
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.scandir", "os.listdir", "shutil.rmtree"}

@@ -18,7 +18,10 @@ FILES = {
 }
 ORDER = ("foundations", "data", "models", "files", "training", "trainer", "commands", "contract")
 """each of these may import those before it; the folders carry their own names"""
-FOUNDATIONS = {"errors", "options", "references", "hookspecs", "plugins", "discovery", "task", "seeding", "console"}
+FOUNDATIONS = {
+    "console", "criteria", "discovery", "errors", "hookspecs", "metrics", "options", "outputs", "plugin_manager",
+    "references", "seeding", "task",
+}  # fmt: skip
 TRAINER = {"trainer", "run", "loading"}
 CONTRACT = {"__init__", "__main__", "plugin", "testing"}
 LONGEST = 250

@@ -117,7 +117,7 @@ stages:
 KILLS = """
 import os, signal, sys
 import torch
-from makeweight import checkpoint
+from makeweight.training import checkpoint
 from makeweight.commands.cli import main
 import acme_halves.drop, acme_halves.halves
 torch.set_num_threads(1)

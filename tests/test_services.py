@@ -128,6 +128,7 @@ def test_to_ask_for_samples_and_measurements_moves_no_random_number() -> None:
 
 def test_evaluate_on_some_examples_is_the_same_for_the_whole_run_and_on_all_of_them_exact() -> None:
     run = quiet()
+    run.check()  # chooses the loss, with a forward pass of its own
     seen: list[int] = []
     run.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     some = run.evaluate(examples=30)

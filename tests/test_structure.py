@@ -434,9 +434,9 @@ def test_what_raises_is_laid_on_the_plugin_that_did_though_its_package_has_two(
 @pytest.mark.parametrize(
     ("decision", "said"),
     [
-        ({"number": 1}, "a dict, not a Structure"),
-        (Structure({"layers": {}}), "its own number"),
-        (Structure({"number": True}), "its own number"),
+        ({"number": 1}, "a dict: expected a Structure or None"),
+        (Structure({"layers": {}}), "expected a table with a number"),
+        (Structure({"number": True}), "expected a table with a number"),
         (Structure({"number": 1, "x": float("nan")}), "JSON"),
         (Structure({"number": 1, "x": torch.ones(1)}), "JSON"),
         (Structure({"number": 1, "x": "y" * (17 << 20)}), "expected at most"),
@@ -474,7 +474,7 @@ def test_a_plugin_whose_on_build_does_not_build_from_the_record_alone_is_told_wh
 
     run = Trainer(net(), train_data(), plugins=made({"halves": {"batches": 1}}), epochs=1)
     monkeypatch.setattr(sys.modules[load_class("halves").__module__], "checked", remembered)
-    with pytest.raises(MakeweightError, match="do not build the structure again"):
+    with pytest.raises(MakeweightError, match="do not rebuild the structure"):
         run.fit()
 
 

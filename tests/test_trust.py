@@ -112,9 +112,9 @@ def test_code_that_only_a_downloaded_config_names_is_refused_in_one_line(
     (downloaded / "config.yaml").write_text(text + "\n")
     assert here(*VERBS[verb]) == 2
     shown = capsys.readouterr().err
-    assert "config.yaml names code, " in shown
+    assert "config.yaml refers to code, " in shown
     assert said in shown
-    assert "to trust it, say --recipe config.yaml" in shown
+    assert "to trust it, use --recipe config.yaml" in shown
     assert shown.count("\n") == 1
     assert markers(downloaded) == []
 
@@ -152,7 +152,7 @@ def test_what_the_command_line_overrides_is_not_the_files(downloaded: Path, caps
     words = ["--model", "lenet300", "--kd.teacher=initial", "--stages.0.kd.teacher", "initial"]
     for left in range(3):
         assert here("--out", ".", "--resume", "--dry-run", *(word for word in _without(words, left))) == 2
-        assert "names code, " in capsys.readouterr().err
+        assert "refers to code, " in capsys.readouterr().err
     assert here("--out", ".", "--resume", "--dry-run", *words) == 0
     assert markers(downloaded) == []
 
@@ -243,6 +243,7 @@ def test_a_run_of_ones_own_is_resumed_and_evaluated_without_its_recipe(mine: Pat
     assert summary(mine / "run")["steps"] == 4
 
 
+@pytest.mark.slow  # several runs
 def test_a_run_is_recorded_as_ones_own_by_its_place_and_its_bytes(
     mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,12 +263,13 @@ def test_a_run_is_recorded_as_ones_own_by_its_place_and_its_bytes(
     for changed in ("copy", "run"):
         capsys.readouterr()
         assert here(*resume, changed) == 2
-        assert f"say --recipe {changed}/config.yaml" in capsys.readouterr().err
+        assert f"use --recipe {changed}/config.yaml" in capsys.readouterr().err
         assert here(*resume, changed, "--recipe", f"{changed}/config.yaml") == 0
     Path("run/config.yaml").write_text(config)
     assert here(*resume, "run") == 0
 
 
+@pytest.mark.slow  # several runs
 def test_a_run_that_was_trusted_by_its_recipe_goes_on_as_ones_own(mine: Path) -> None:
     (mine / "run").mkdir()
     (mine / "run" / "config.yaml").write_text("model: my_net:model\nepochs: 1\nbatch_size: 646\n")
@@ -276,6 +278,7 @@ def test_a_run_that_was_trusted_by_its_recipe_goes_on_as_ones_own(mine: Path) ->
     assert here("--resume", "--out", "run") == 0
 
 
+@pytest.mark.slow  # several runs
 @pytest.mark.parametrize("variables", [{"HOME": "."}, {"HOME": "/dev/null"}, {"XDG_STATE_HOME": "/dev/null"}])
 def test_where_nothing_can_be_recorded_a_run_trains_and_resuming_it_asks_for_the_recipe(
     variables: dict[str, str], mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -287,7 +290,7 @@ def test_where_nothing_can_be_recorded_a_run_trains_and_resuming_it_asks_for_the
     assert sorted(path.name for path in mine.iterdir() if path.is_dir() and path.name != "__pycache__") == ["run"]
     capsys.readouterr()
     assert here("--resume", "--out", "run") == 2
-    assert "say --recipe run/config.yaml" in capsys.readouterr().err
+    assert "use --recipe run/config.yaml" in capsys.readouterr().err
     assert here("--resume", "--out", "run", "--recipe", "run/config.yaml") == 0
 
 

@@ -25,7 +25,7 @@ from makeweight.files.checked import (
     checked_tensor,
     checked_tensors,
 )
-from makeweight.files.onnx_model import OnnxModel
+from makeweight.files.run_onnx import OnnxModel
 from makeweight.files.untrusted import parse_json, parse_yaml
 from makeweight_huffman.packing import pack
 
@@ -117,7 +117,7 @@ def test_yaml_with_a_few_aliases_is_read() -> None:
 
 def test_a_word_of_the_command_line_that_is_no_yaml_is_refused() -> None:
     for word in ("[", bomb(9), "9" * 5000):
-        with quick(), pytest.raises(UsageError, match="not YAML that can be read"):
+        with quick(), pytest.raises(UsageError, match="is not valid YAML"):
             recipes.load_yaml(word)
 
 
@@ -358,7 +358,7 @@ HEADERS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "long names": (lambda: {f"{number}{'x' * 10_000_000}": entry([0]) for number in range(9)}, "characters"),
     "deep": (lambda: {"a": json.loads("[" * 900 + "]" * 900)}, "its header"),
     "a long number": (lambda: {"a": entry([10**4000])}, "its header"),
-    "more than there is": (lambda: {"a": entry([1 << 40], 0, 1 << 42)}, "out of place"),
+    "more than there is": (lambda: {"a": entry([1 << 40], 0, 1 << 42)}, "wrong offsets"),
 }
 
 
@@ -408,7 +408,7 @@ def test_no_memory_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.Monke
         raise MemoryError
 
     monkeypatch.setattr("makeweight_huffman.tensors.decode_elements", none_left)
-    with pytest.raises(MakeweightError, match=r"export\.safetensors needs more memory than there is"):
+    with pytest.raises(MakeweightError, match=r"export\.safetensors needs more memory than is available"):
         loading.load_tensors(tmp_path / "export.safetensors")
 
 
@@ -438,22 +438,22 @@ def test_values_of_a_state_are_taken_as_they_are() -> None:
     ("take", "said"),
     [
         (lambda: checked_count(STATE, "z"), "'z' is missing"),
-        (lambda: checked_count(None, "a"), "the state is no table"),
+        (lambda: checked_count(None, "a"), "the state is not a table"),
         (lambda: checked_count(STATE, "b"), "'b' is 2.5: expected a whole number"),
         (lambda: checked_count(STATE, "f"), "'f' is True"),
-        (lambda: checked_count(STATE, "a", 0), "whole number of 0 to 0"),
+        (lambda: checked_count(STATE, "a", 0), "whole number from 0 to 0"),
         (lambda: checked_count({"a": -1}, "a"), "'a' is -1"),
         (lambda: checked_number(STATE, "g"), "'g' is a float"),
         (lambda: checked_number(STATE, "i"), "'i' is a int"),
         (lambda: checked_number(STATE, "f"), "'f' is True"),
         (lambda: checked_number(STATE, "c"), "'c' is a Tensor"),
-        (lambda: checked_number(STATE, "b", 0, 1), "expected a number of 0 to 1"),
+        (lambda: checked_number(STATE, "b", 0, 1), "expected a number from 0 to 1"),
         (lambda: checked_tensor(STATE, "h"), "'h' is a list: expected a tensor"),
         (lambda: checked_tensor(STATE, "c", [2]), r"shape \[2, 3\]: expected \[2\]"),
         (lambda: checked_tensor(STATE, "c", None, torch.int64), "expected torch.int64"),
-        (lambda: checked_tensors(STATE, "h"), "'h' is no table"),
+        (lambda: checked_tensors(STATE, "h"), "'h' is not a table"),
         (lambda: checked_tensors({"a": {"b": 1}}, "a"), "'b' is 1: expected a tensor"),
-        (lambda: checked_table(STATE, "j"), "'j' is no table"),
+        (lambda: checked_table(STATE, "j"), "'j' is not a table"),
         (lambda: checked_keys({"a": 1}, ["b"]), "'a' is unknown"),
         (lambda: checked_keys({"a": 1}, ["a", "b"]), "'b' is missing"),
     ],
@@ -511,8 +511,8 @@ def onnx_file(path: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("nothing", "gives nothing"), ("a sequence", r"gives a seq\(tensor"), ("whole numbers", r"tensor\(int64\)"),
-     ("text", r"tensor\(string\)"), ("one number", "a row for each"), ("no end", "took more than 1 s")],
+    [("nothing", "returns nothing"), ("a sequence", r"returns a seq\(tensor"), ("whole numbers", r"tensor\(int64\)"),
+     ("text", r"tensor\(string\)"), ("one number", "one row per example"), ("no end", "took more than 1 s")],
 )  # fmt: skip
 def test_a_graph_with_odd_outputs_or_without_end_is_refused(
     kind: str, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

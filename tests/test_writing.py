@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from makeweight import MakeweightError
+from makeweight.commands import finish
 from makeweight.commands import train as train_command
 from makeweight.files import writing as files
 from makeweight.training import checkpoint
@@ -109,7 +110,7 @@ def test_a_disk_that_is_full_keeps_the_last_checkpoint_and_the_run_can_be_resume
     found = re.search(r"/checkpoints/step-0000000(\d\d) cannot be written: .*No space left on device", said)
     assert found, said
     kept = int(found[1]) - 7
-    assert f"the checkpoint of step {kept} is kept, --resume goes on from there" in said
+    assert f"the checkpoint of step {kept} is kept: continue with --resume" in said
     assert {path.name for path in (disk / "run" / "checkpoints").iterdir()} >= {f"step-{kept:09d}"}
     assert not [name for name in everything_below(disk) if name.endswith(".tmp")]
     subprocess.run(["mount", "-o", f"remount,size={8 * MIB}", str(disk)], check=True)
@@ -135,20 +136,21 @@ def test_a_full_disk_leaves_a_finished_run_as_it_is(
     ("function", "path", "kept"),
     [("write_recipe", "config.yaml", ""),
      ("facts", "summary.json", "model.safetensors, the checkpoint of step 10 are kept"),
-     ("write_programs", "model.pt2", "model.safetensors, summary.json, the checkpoint of step 10 are kept"),
+     ("write_program", "model.pt2", "model.safetensors, summary.json, the checkpoint of step 10 are kept"),
      ("write_report", "report.html", "model.safetensors, summary.json, the checkpoint of step 10 are kept")],
 )  # fmt: skip
 def test_a_disk_that_is_full_when_a_file_is_written_keeps_those_before_it(
     function: str, path: str, kept: str, mounted: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    disk, given = mounted(4 * MIB), getattr(train_command, function)
+    module = train_command if hasattr(train_command, function) else finish
+    disk, given = mounted(4 * MIB), getattr(module, function)
 
     def filled(*arguments: object) -> object:
         fill(disk)
         return given(*arguments)
 
-    monkeypatch.setattr(train_command, function, filled)
+    monkeypatch.setattr(module, function, filled)
     assert here("--epochs", 1, "--export", "safetensors,pt2", "--out", disk / "run") == 1
     said = error_line(capsys)
     assert f"{disk / 'run' / path} cannot be written: No space left on device" in said
@@ -205,7 +207,7 @@ def test_an_output_that_is_redirected_to_a_full_disk_is_one_line(tmp_path: Path)
         )  # fmt: skip
     assert done.returncode == 1
     reason = "standard output cannot be written: No space left on device"
-    kept = "the checkpoint of step 7 is kept, --resume goes on from there"
+    kept = "the checkpoint of step 7 is kept: continue with --resume"
     assert done.stderr == f"trainer: error: {reason} ({kept})\n"
 
 
@@ -258,7 +260,7 @@ def test_a_second_run_in_a_directory_is_refused_until_the_first_one_is_dead(
             assert here(*words) == 2
             said = error_line(capsys)
             assert said.startswith("trainer: error: --out run: ")
-            assert "a run is going on there" in said or words is SLOW
+            assert "in use by another run" in said or words is SLOW
         assert contents(cwd / "run") == before
     finally:
         process.kill()  # its worker, which lives on for seconds, keeps no lock
@@ -446,7 +448,7 @@ def test_a_second_signal_ends_a_run_at_once(
         process.send_signal(number)
     said = ended(process, code)
     assert said == (
-        f"trainer: interrupted by {number.name} (the checkpoint of step 2 is kept, --resume goes on from there)\n"
+        f"trainer: interrupted by {number.name} (the checkpoint of step 2 is kept: continue with --resume)\n"
     )
     assert everything_below(cwd / "run" / "checkpoints") == saved
 
@@ -454,7 +456,7 @@ def test_a_second_signal_ends_a_run_at_once(
 WAITING = """
 import importlib, time
 from pathlib import Path
-from makeweight import cli
+from makeweight.commands import cli
 
 def waiting(*arguments, **named):
     Path("reached").touch()
@@ -466,8 +468,10 @@ module = importlib.import_module("makeweight." + module)
 setattr(getattr(module, owner) if owner else module, name, waiting)
 raise SystemExit(cli.main({words!r}))
 """
-PLACES = ["models.check", "session:Session._load_data", "train_command.write_recipe", "run:Run.evaluate",
-          "artifact.write", "train_command.finish", "train_command.write_report"]  # fmt: skip
+PLACES = [
+    "models.by_name.check", "commands.session:Session._load_data", "commands.train.write_recipe", "run:Run.evaluate",
+    "files.artifact.write", "commands.train.finish", "commands.finish.write_report",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("where", PLACES)
@@ -503,7 +507,7 @@ def test_a_signal_to_the_whole_group_ends_a_run_and_its_workers_in_one_line(
         )  # fmt: skip
         wait_for(has_reached(cwd / "run", 2), process)
         os.killpg(process.pid, number)
-        assert "--resume goes on" in ended(process, code)
+        assert "continue with --resume" in ended(process, code)
 
 
 def test_signals_are_handled_anew_after_a_run_that_was_stopped() -> None:

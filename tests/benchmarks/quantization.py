@@ -25,7 +25,7 @@ import torch
 from makeweight import Data, hookimpl, load
 from makeweight.data.by_name import load as load_data
 from makeweight.discovery import load_class
-from makeweight.files.programs import write_programs
+from makeweight.files.write_programs import write_program
 from makeweight.models.by_name import build
 from makeweight.trainer import Trainer
 
@@ -125,7 +125,7 @@ def export(kind: str, size: int, folder: Path) -> Path:
     trainer.journal.console.quiet = True
     trainer.fit()
     (folder / kind).mkdir()
-    write_programs(trainer, ["onnx"], folder / kind)
+    write_program(trainer, "onnx", folder / kind)
     return folder / kind / "model.onnx"
 
 
@@ -176,7 +176,7 @@ def report(name: str, trainer: Trainer, folder: Path, x: torch.Tensor, y: torch.
     import onnxruntime
 
     trainer.export(folder / "model.safetensors")
-    write_programs(trainer, ["onnx"], folder)
+    write_program(trainer, "onnx", folder)
     restored = load(folder / "model.safetensors", trainer.fresh_model()).eval()
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     with torch.no_grad():
