@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,26 +162,6 @@ def test_metadata_is_stripped_from_graphs_inside_of_nodes_and_from_functions() -
     assert len(model.graph.node[0].attribute) == 2
 
 
-BRANCHING = """
-import torch
-from torch import nn
-
-
-class Branching(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(64, 10)
-
-    def forward(self, x):
-        x = x.flatten(1)
-        return self.fc(x) if x.sum() > 0 else self.fc(-x)
-
-
-def model():
-    return Branching()
-"""
-
-
 class Branching(nn.Module):
     """Its forward depends on the values of its input, which torch.export refuses."""
 
@@ -192,6 +173,16 @@ class Branching(nn.Module):
         x = x.flatten(1)
         result: torch.Tensor = self.fc(x) if x.sum() > 0 else self.fc(-x)
         return result
+
+
+BRANCHING = f"""
+import torch
+from torch import nn
+
+{inspect.getsource(Branching)}
+def model():
+    return Branching()
+"""
 
 
 def test_a_model_that_cannot_be_exported_is_refused_before_training(

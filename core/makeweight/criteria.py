@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from .errors import UsageError
-from .outputs import IGNORED, class_dimension, classes_first, has_classes, logits_of, own_loss
+from .outputs import IGNORED, class_dimension, classes_first, described, has_classes, logits_of, own_loss
 
 Criterion = Callable[[Any, Any], Tensor]
 SUM_TOLERANCE = 1e-4
@@ -65,7 +65,7 @@ def choose_criterion(output: Any, target: Tensor, known: Tensor) -> Criterion:
     for other floating-point targets of the output's shape. Raises UsageError for targets that do not fit the output.
     """
     logits = logits_of(output)
-    shapes = f"targets {_described(target)} and outputs {_described(logits)}"
+    shapes = f"targets {described(target)} and outputs {described(logits)}"
     if has_classes(output, target):
         if logits.shape[class_dimension(output)] == 1:
             raise UsageError(
@@ -111,7 +111,3 @@ def check_labels(labels: Tensor, classes: int, where: str, ignored: int = IGNORE
 def _are_probabilities(target: Tensor) -> bool:
     """Whether targets [N, C, …] are probabilities of classes: none below 0, and their sum over the classes is 1."""
     return bool((target >= 0).all() and ((target.sum(1) - 1).abs() <= SUM_TOLERANCE).all())
-
-
-def _described(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -79,3 +79,10 @@ def shifted(output: Any, target: Any) -> tuple[Any, Any]:
     changed = copy.copy(output)
     object.__setattr__(changed, "logits", logits)  # a frozen dataclass refuses setattr
     return changed, target
+
+
+def described(value: Any) -> str:
+    """The dtype and shape of a tensor, or the type of another value, for error messages."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return f"a {type(value).__name__}"

@@ -15,7 +15,7 @@ from ..data.targets import find_targets
 from ..errors import UsageError
 from ..metrics import check_values, measures_whole_set
 from ..models.modes import evaluating
-from ..outputs import IGNORED, class_dimension, has_classes, has_logits, logits_of, own_loss, target_of
+from ..outputs import IGNORED, class_dimension, described, has_classes, has_logits, logits_of, own_loss, target_of
 from ..task import Task
 from .alignment import shifts_labels
 
@@ -89,12 +89,12 @@ def _check_loss(task: Task, model: nn.Module, batch: Any, output: Any) -> None:
             loss = task.loss(batch, output)
     except (RuntimeError, TypeError, ValueError, IndexError, UserWarning) as error:
         if type(criterion).__module__.startswith("torch.nn"):
-            shown = [_described(each) for each in (logits_of(output), target_of(batch))]
+            shown = [described(each) for each in (logits_of(output), target_of(batch))]
             reason = str(error).splitlines()[0]
             raise UsageError(f"criterion {name}: outputs {shown[0]} and targets {shown[1]}: {reason}") from error
         raise
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise UsageError(f"criterion {name} gives {_described(loss)}: expected a scalar tensor")
+        raise UsageError(f"criterion {name} gives {described(loss)}: expected a scalar tensor")
     trained = any(parameter.requires_grad for parameter in model.parameters())
     if trained and not loss.requires_grad:
         raise UsageError(f"criterion {name}: the loss does not depend on the parameters of the model")
@@ -125,9 +125,3 @@ def _check_metrics(task: Task, batch: Any, output: Any) -> None:
 
 def _examples(target: Any, output: Any) -> int:
     return len(target) if isinstance(target, Tensor) else len(logits_of(output))
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    return f"a {type(value).__name__}"
